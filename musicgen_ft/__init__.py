@@ -1,0 +1,3 @@
+"""musicgen-ft: fine-tune MusicGen on your own music."""
+
+__version__ = "0.1.0"

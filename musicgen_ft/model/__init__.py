@@ -1,0 +1,1 @@
+"""The MusicGen language model and what stands right at it."""

@@ -1,0 +1,1 @@
+"""The two generators that people have, each behind one narrow module."""
