@@ -3,7 +3,16 @@
 B batch, C channels, L samples, K codebooks, T frames.
 """
 
+import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from musicgen_ft.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,3 +38,110 @@ class CodecSpec:
     def hop_length(self) -> int:
         """Samples per frame."""
         return self.sample_rate // self.frame_rate
+
+
+class Codec:
+    """transformers' ``EncodecModel``, frozen, in fp32: in bf16 most codes change (spec 7.2).
+
+    No ``nn.Module``, so that it never enters a state dict. Its codes equal those of audiocraft's ``EncodecModel``
+    with the same weights (tests/parity).
+    """
+
+    def __init__(self, model: Any, *, id: str) -> None:
+        config = model.config
+        if config.normalize or config.chunk_length_s is not None or config.use_causal_conv:
+            raise UserError(f"codec {id} is causal, normalises or chunks its input: MusicGen's EnCodec does not.")
+        self.model = model.eval().requires_grad_(False).float()
+        self.spec = CodecSpec(
+            id=id,
+            sha256=state_sha256(model.state_dict()),
+            sample_rate=config.sampling_rate,
+            frame_rate=config.frame_rate,
+            channels=config.audio_channels,
+            n_q=model.quantizer.get_num_quantizers_for_bandwidth(config.target_bandwidths[-1]),
+            card=config.codebook_size,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        device = next(self.model.parameters()).device
+        assert isinstance(device, torch.device)
+        return device
+
+    def to(self, device: torch.device | str) -> "Codec":
+        """Moves the codec; returns itself."""
+        self.model.to(device)
+        return self
+
+    @torch.no_grad()
+    def encode(self, waveform: Tensor) -> Tensor:
+        """Codes int64 [B, K, T] of a waveform float [B, C, L], T = ceil(L / hop_length)."""
+        codes = self.model.encode(waveform.to(self.device, torch.float32), bandwidth=self._bandwidth).audio_codes
+        assert isinstance(codes, Tensor)
+        return codes[0]
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Waveform float [B, C, L] of codes int64 [B, K, T], L = T * hop_length."""
+        waveform = self.model.decode(codes[None].to(self.device), [None]).audio_values
+        assert isinstance(waveform, Tensor)
+        return waveform
+
+    def encode_track(
+        self, blocks: Iterable[np.ndarray], *, window_s: float = 30.0, context_s: float = 2.0
+    ) -> np.ndarray:
+        """Codes uint16 [K, T] of a whole track, window by window, so that memory does not grow with its length.
+
+        The encoder looks about 4 frames ahead, and its LSTM remembers what came before. So each window carries
+        ``context_s`` of audio on both sides, whose codes are thrown away. A track no longer than one window gives
+        exactly the codes of ``encode``.
+
+        Args:
+            blocks: float32 [C, L] pieces of the track, of any lengths, at the codec's rate and channels.
+            window_s: seconds of codes kept from each window.
+            context_s: seconds of audio around them.
+        """
+        frame_rate, hop = self.spec.frame_rate, self.spec.hop_length
+        keep, context = round(window_s * frame_rate) * hop, round(context_s * frame_rate) * hop
+        parts = []
+        for window, kept in _windows(blocks, keep=keep, context=context):
+            codes = self.encode(torch.from_numpy(window)[None])[0]  # [K, T]
+            frames = slice(kept.start // hop, None if kept.stop is None else kept.stop // hop)
+            parts.append(codes[:, frames].cpu().numpy().astype(np.uint16))
+        return np.concatenate(parts, axis=1) if parts else np.zeros((self.spec.n_q, 0), dtype=np.uint16)
+
+    @property
+    def _bandwidth(self) -> float:
+        return float(self.model.config.target_bandwidths[-1])
+
+
+def _windows(blocks: Iterable[np.ndarray], *, keep: int, context: int) -> Iterator[tuple[np.ndarray, slice]]:
+    """Windows of a stream of samples, float32 [C, L], and which of their samples count.
+
+    Each but the first begins with ``context`` samples of the one before; each but the last ends with ``context``
+    samples of the one after. The parts that count join without gap or overlap.
+    """
+    pending: list[np.ndarray] = []
+    num_pending, left = 0, 0  # samples at hand; how many of them are the context of what comes next
+    for block in blocks:
+        pending.append(block)
+        num_pending += block.shape[1]
+        while num_pending > left + keep + context:
+            samples = np.concatenate(pending, axis=1)
+            yield np.ascontiguousarray(samples[:, : left + keep + context]), slice(left, left + keep)
+            start = max(left + keep - context, 0)
+            pending, num_pending = [samples[:, start:]], samples.shape[1] - start
+            left = left + keep - start
+    if num_pending:
+        yield np.concatenate(pending, axis=1), slice(left, None)
+
+
+def state_sha256(state: dict[str, Tensor]) -> str:
+    """Hex SHA-256 over the names, shapes and values of a state dict."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()

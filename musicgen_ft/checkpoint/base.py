@@ -1,0 +1,206 @@
+"""A base: whatever a name or a folder calls a MusicGen, opened part by part (D11).
+
+``nano``, a hub id, an audiocraft folder or a transformers folder; a generator folder that we export is a base again.
+"""
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import torch
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from transformers import EncodecConfig, T5Config
+
+from musicgen_ft.checkpoint import audiocraft_format, transformers_format
+from musicgen_ft.checkpoint.names import State
+from musicgen_ft.checkpoint.nano import nano_folder
+from musicgen_ft.codec import Codec
+from musicgen_ft.errors import UserError
+from musicgen_ft.files import read_json
+from musicgen_ft.model.conditioning import TextEncoder
+from musicgen_ft.model.lm import LanguageModel, LMConfig
+
+Flavour = Literal["audiocraft", "transformers"]
+
+_CONFIGS = ["*.json", "spiece.model", "README.md"]
+_WEIGHTS = {  # by file that tells the flavour, in the order of preference
+    "model.safetensors": ["*.safetensors"],
+    "model.safetensors.index.json": ["*.safetensors"],
+    "state_dict.bin": ["state_dict.bin", "compression_state_dict.bin"],
+    "pytorch_model.bin": ["pytorch_model*.bin"],
+    "pytorch_model.bin.index.json": ["pytorch_model*.bin"],
+}
+
+
+@dataclass(frozen=True)
+class Base:
+    """An opened base. Its parts are read when they are asked for: ``prepare`` never touches the language model."""
+
+    name: str
+    """As the user gave it."""
+    folder: Path
+    """Where its files lie."""
+    flavour: Flavour
+    """Whose format they have; it decides what the model does with padded text."""
+
+    @cached_property
+    def lm_config(self) -> LMConfig:
+        """The numbers of its language model."""
+        if self.flavour == "transformers":
+            return transformers_format.lm_config(transformers_format.read_config(self.folder))
+        package = self._lm_package
+        return audiocraft_format.lm_config(package.config(), package.state, text_dim=self._t5_dim())
+
+    def lm_state(self) -> State:
+        """The language model's tensors under our names, in the files' own dtype."""
+        if self.flavour == "transformers":
+            return transformers_format.read_lm(self.folder, self.lm_config)
+        return audiocraft_format.read_lm(self._lm_package, self.lm_config)
+
+    def lm(self) -> LanguageModel:
+        """The language model in fp32."""
+        return build_lm(self.lm_config, self.lm_state(), where=str(self.folder))
+
+    def codec(self) -> Codec:
+        """The frozen EnCodec."""
+        if self.flavour == "transformers":
+            config = transformers_format.read_config(self.folder).audio_encoder
+            return transformers_format.read_codec(self.folder, config, prefix="audio_encoder.", id=self.name)
+        package = audiocraft_format.Package(self.folder / audiocraft_format.CODEC_FILE)
+        if package.pretrained is None:
+            return audiocraft_format.read_codec(package, id=self.name)
+        folder = _locate(package.pretrained)
+        values = read_json(folder / "config.json")
+        return transformers_format.read_codec(folder, EncodecConfig(**values), prefix="", id=package.pretrained)
+
+    def text_encoder(self) -> TextEncoder:
+        """The frozen T5 encoder with its tokenizer."""
+        if self.flavour == "transformers":
+            config = transformers_format.read_config(self.folder).text_encoder
+            return transformers_format.read_text_encoder(self.folder, config, prefix="text_encoder.", id=self.t5_id)
+        folder = self._t5_folder()
+        return transformers_format.read_text_encoder(folder, _t5_config(folder), prefix="", id=self.t5_id)
+
+    @cached_property
+    def t5_id(self) -> str:
+        """The hub id of its text encoder where it is one that audiocraft knows, else ``t5``: a folder beside."""
+        if self.flavour == "audiocraft":
+            return str(self._lm_package.config().conditioners.description.t5.name)
+        config = transformers_format.read_config(self.folder).text_encoder
+        known = getattr(config, "_name_or_path", "") or ""
+        if known in audiocraft_format.KNOWN_T5:
+            return str(known)
+        # Released transformers folders hold t5-base without always naming it.
+        is_t5_base = (config.d_model, config.num_layers, config.vocab_size, config.feed_forward_proj) == (768, 12, 32128, "relu")
+        return "t5-base" if is_t5_base else audiocraft_format.T5_FOLDER
+
+    @cached_property
+    def _lm_package(self) -> audiocraft_format.Package:
+        return audiocraft_format.Package(self.folder / audiocraft_format.LM_FILE)
+
+    def _t5_folder(self) -> Path:
+        beside = self.folder / audiocraft_format.T5_FOLDER
+        return beside if beside.is_dir() else _locate(self.t5_id)
+
+    def _t5_dim(self) -> int:
+        beside = self.folder / audiocraft_format.T5_FOLDER
+        if not beside.is_dir() and self.t5_id in audiocraft_format.KNOWN_T5:
+            return audiocraft_format.KNOWN_T5[self.t5_id]
+        return int(_t5_config(self._t5_folder()).d_model)
+
+
+def open_base(name: str) -> Base:
+    """Opens a base by name or folder.
+
+    Args:
+        name: ``nano``, a folder, or a hub id such as ``facebook/musicgen-small``. The hub is reached through
+            ``huggingface_hub``: its cache (``HF_HOME``), its offline switch (``HF_HUB_OFFLINE``) and its token apply.
+
+    Raises:
+        UserError: if there is no such base here or on the hub, or the hub cannot be reached.
+    """
+    folder = nano_folder() if name == "nano" else _locate(name)
+    config = folder / "config.json"
+    if config.is_file() and any((folder / file).is_file() for file in _WEIGHTS if file != audiocraft_format.LM_FILE):
+        return Base(name, folder, "transformers")
+    if (folder / audiocraft_format.LM_FILE).is_file() and (folder / audiocraft_format.CODEC_FILE).is_file():
+        return Base(name, folder, "audiocraft")
+    raise UserError(
+        f"{name} is no MusicGen base: {folder} holds neither config.json with weights (transformers) nor "
+        f"{audiocraft_format.LM_FILE} with {audiocraft_format.CODEC_FILE} (audiocraft)."
+    )
+
+
+def build_lm(config: LMConfig, state: State, *, where: str) -> LanguageModel:
+    """A language model in fp32 with exactly these weights, built without initialising it first.
+
+    Raises:
+        UserError: if a tensor has another shape than the config says.
+    """
+    with torch.device("meta"):
+        lm = LanguageModel(config)
+    for name, value in lm.state_dict().items():
+        if state[name].shape != value.shape:
+            found, expected = tuple(state[name].shape), tuple(value.shape)
+            raise UserError(f"{where}: {name} has shape {found}, its config says {expected}. Fetch the base again.")
+    lm.load_state_dict({name: value.float() for name, value in state.items()}, strict=True, assign=True)
+    return lm.requires_grad_(True)
+
+
+def _locate(name: str) -> Path:
+    """The local folder of a folder's name or a hub id, fetched where it has to be."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1 and name not in audiocraft_format.KNOWN_T5:
+        raise UserError(
+            f"base {name}: no such folder, and no hub id. Give 'nano', a folder with a MusicGen in it, "
+            "or a hub id such as facebook/musicgen-small."
+        )
+    return _fetch(name)
+
+
+def _fetch(repo_id: str) -> Path:
+    """Configs first; what they hold decides which of the weights are worth the download."""
+    try:
+        folder = Path(snapshot_download(repo_id, allow_patterns=_CONFIGS))
+        names = _hub_names(repo_id, folder)
+        wanted = next((patterns for file, patterns in _WEIGHTS.items() if file in names), None)
+        if wanted is None:
+            raise UserError(f"{repo_id} on the hub holds no weights of a MusicGen, only {sorted(names)[:8]}.")
+        return Path(snapshot_download(repo_id, allow_patterns=_CONFIGS + wanted))
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, OSError) as error:
+        if isinstance(error, HfHubHTTPError) and error.response is not None and error.response.status_code < 500:
+            raise UserError(
+                f"base {repo_id}: the hub answered {error.response.status_code} and there is no folder of that name. "
+                "Check the spelling; for a private or gated base log in with `hf auth login`."
+            ) from error
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
+        raise UserError(
+            f"base {repo_id} is neither a folder nor in the local cache ({constants.HF_HUB_CACHE}), and {why}. "
+            "Fetch it once with a network, or give a folder, or use --base nano."
+        ) from error
+    except HFValidationError as error:
+        raise UserError(f"base {repo_id} is neither a folder nor a valid hub id: {error}") from error
+
+
+def _hub_names(repo_id: str, folder: Path) -> set[str]:
+    """Names of the repository's files: the hub's where it answers, else those in the cache."""
+    from huggingface_hub import HfApi
+
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            return set(HfApi().list_repo_files(repo_id, revision=folder.name))
+        except (ConnectionError, OSError):
+            pass  # the cache may be complete
+    return set(os.listdir(folder))
+
+
+def _t5_config(folder: Path) -> T5Config:
+    values = read_json(folder / "config.json")
+    if not isinstance(values, dict) or values.get("model_type") not in ("t5", "mt5", "umt5"):
+        raise UserError(f"{folder / 'config.json'} describes no T5 text encoder.")
+    return T5Config(**{name: value for name, value in values.items() if name != "model_type"})

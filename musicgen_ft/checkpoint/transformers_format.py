@@ -1,0 +1,225 @@
+"""The generator folder of transformers: ``MusicgenForConditionalGeneration`` as hub repositories hold it (spec 8)."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import (
+    AutoTokenizer,
+    EncodecConfig,
+    EncodecModel,
+    GenerationConfig,
+    MusicgenConfig,
+    MusicgenDecoderConfig,
+    T5Config,
+    T5EncoderModel,
+)
+
+from musicgen_ft.checkpoint.names import State, from_ours, to_ours, transformers_pairs
+from musicgen_ft.checkpoint.weights import read_folder
+from musicgen_ft.codec import Codec
+from musicgen_ft.errors import UserError
+from musicgen_ft.files import read_json
+from musicgen_ft.model.conditioning import TextEncoder
+from musicgen_ft.model.lm import LMConfig
+
+# The position table is recomputed by everyone; files from before transformers 5 still carry it.
+_STALE = ("model.decoder.embed_positions.weights",)
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
+
+
+def read_config(folder: Path) -> MusicgenConfig:
+    """The composite config of a generator folder.
+
+    Raises:
+        UserError: if the folder holds another model.
+    """
+    values = read_json(folder / "config.json")
+    model_type = values.get("model_type") if isinstance(values, dict) else None
+    if model_type != "musicgen":
+        raise UserError(
+            f"{folder / 'config.json'} describes a model of type {model_type!r}, expected 'musicgen'. "
+            "Use a text-conditioned MusicGen such as facebook/musicgen-small."
+        )
+    return MusicgenConfig.from_dict(values)
+
+
+def lm_config(config: MusicgenConfig) -> LMConfig:
+    """Our numbers of a transformers config. Dropout is 0, as MusicGen was trained, where transformers says 0.1."""
+    decoder: Any = config.decoder
+    if decoder.activation_function != "gelu" or decoder.scale_embedding:
+        raise UserError("config.json: expected activation_function 'gelu' and scale_embedding false, as MusicGen has.")
+    if decoder.audio_channels != 1:
+        raise UserError(
+            f"config.json: a base with audio_channels {decoder.audio_channels} cannot be fine-tuned yet, "
+            "expected 1. Use a mono base such as facebook/musicgen-small."
+        )
+    text: Any = config.text_encoder
+    return LMConfig(
+        dim=decoder.hidden_size,
+        num_heads=decoder.num_attention_heads,
+        num_layers=decoder.num_hidden_layers,
+        ffn_dim=decoder.ffn_dim,
+        n_q=decoder.num_codebooks,
+        card=decoder.vocab_size,
+        delays=tuple(range(decoder.num_codebooks)),
+        text_dim=text.d_model,
+        text_padding="transformers",
+    )
+
+
+def read_lm(folder: Path, config: LMConfig) -> State:
+    """The language model's tensors under our names."""
+    theirs = {f"decoder.{name}": value for name, value in read_folder(folder, "decoder.").items() if name not in _STALE}
+    theirs |= {f"enc_to_dec_proj.{name}": value for name, value in read_folder(folder, "enc_to_dec_proj.").items()}
+    return to_ours(theirs, transformers_pairs(config), where=str(folder))
+
+
+def read_codec(folder: Path, config: EncodecConfig, *, prefix: str, id: str) -> Codec:
+    """The EnCodec of a folder whose weights' names begin with ``prefix``."""
+    model = EncodecModel(config)
+    state = {_parametrized(name): value for name, value in read_folder(folder, prefix).items()}
+    load_strictly(model, state, where=f"{folder}: EnCodec")
+    return Codec(model, id=id)
+
+
+def read_text_encoder(folder: Path, config: T5Config, *, prefix: str, id: str) -> TextEncoder:
+    """The T5 encoder and its tokenizer of a folder whose weights' names begin with ``prefix``."""
+    model = T5EncoderModel(config)
+    state = read_folder(folder, prefix)
+    shared = state.get("shared.weight", state.get("encoder.embed_tokens.weight"))
+    if shared is not None:  # one tensor under two names; files hold one or both
+        state["shared.weight"] = state["encoder.embed_tokens.weight"] = shared
+    state = {name: value for name, value in state.items() if name.startswith(("shared.", "encoder."))}
+    load_strictly(model, state, where=f"{folder}: T5")
+    return TextEncoder(model, read_tokenizer(folder), id=id)
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder, from its own files alone."""
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} holds no tokenizer: {str(error).splitlines()[0]} Fetch the base again.") from error
+
+
+def load_strictly(model: torch.nn.Module, state: State, *, where: str) -> None:
+    """Loads a state dict that must have exactly the model's names and shapes.
+
+    Raises:
+        UserError: listing what is missing, left over or of another shape.
+    """
+    own = model.state_dict()
+    missing, left_over = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    shapes = [
+        f"{name} {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
+        for name in sorted(set(own) & set(state))
+        if state[name].shape != own[name].shape
+    ]
+    if missing or left_over or shapes:
+        raise UserError(
+            f"{where}: the weights do not fit the config: {len(missing)} missing {missing[:5]}, "
+            f"{len(left_over)} left over {left_over[:5]}, {len(shapes)} of another shape {shapes[:5]}."
+        )
+    model.load_state_dict(state)
+
+
+def build_config(config: LMConfig, codec: Codec, text_encoder: TextEncoder) -> MusicgenConfig:
+    """The composite config of a generator folder.
+
+    Raises:
+        UserError: where transformers could not hold the model.
+    """
+    text: Any = text_encoder.encoder.config
+    if text.d_model == config.dim:
+        raise UserError(
+            f"transformers drops the text projection of a model whose width equals its text encoder's ({config.dim}): "
+            "export with --format audiocraft."
+        )
+    decoder = MusicgenDecoderConfig(
+        vocab_size=config.card,
+        hidden_size=config.dim,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        ffn_dim=config.ffn_dim,
+        num_codebooks=config.n_q,
+        audio_channels=codec.spec.channels,
+        dropout=config.dropout,
+        pad_token_id=config.card,
+        bos_token_id=config.card,
+        # Not a default of transformers, but its trainers stop without it (spec 8.4).
+        decoder_start_token_id=config.card,
+    )
+    return MusicgenConfig(text_encoder=text.to_dict(), audio_encoder=codec.model.config.to_dict(), decoder=decoder.to_dict())
+
+
+def write_folder(folder: Path, lm: State, config: LMConfig, codec: Codec, text_encoder: TextEncoder) -> None:
+    """Writes config, weights, tokenizer, feature extractor and generation defaults into an existing folder.
+
+    Args:
+        folder: where to; files of the same names are overwritten.
+        lm: the language model under our names; codec and T5 are stored in fp32 whatever its dtype.
+        config: its numbers.
+        codec: the frozen EnCodec.
+        text_encoder: the frozen T5.
+    """
+    composite = build_config(config, codec, text_encoder)
+    composite.architectures = ["MusicgenForConditionalGeneration"]
+    composite.dtype = str(next(iter(lm.values())).dtype).removeprefix("torch.")
+    composite.save_pretrained(folder)
+    GenerationConfig(
+        do_sample=True,
+        guidance_scale=3.0,
+        top_k=250,  # audiocraft's default; transformers' own is 50 (spec 8.5)
+        max_length=round(config.max_duration_s * codec.spec.frame_rate),
+        pad_token_id=config.card,
+        bos_token_id=config.card,
+        decoder_start_token_id=config.card,
+    ).save_pretrained(folder)
+    state = from_ours(lm, transformers_pairs(config))
+    state |= {f"audio_encoder.{name}": value for name, value in codec.model.state_dict().items()}
+    state |= {
+        f"text_encoder.{name}": value
+        for name, value in text_encoder.encoder.state_dict().items()
+        if name != "encoder.embed_tokens.weight"  # tied to shared.weight
+    }
+    save_file({name: value.cpu().contiguous() for name, value in state.items()}, folder / "model.safetensors", {"format": "pt"})
+    text_encoder.tokenizer.save_pretrained(folder)
+    _write_feature_extractor(folder, codec)
+
+
+def write_text_encoder(folder: Path, text_encoder: TextEncoder) -> None:
+    """Writes T5 and its tokenizer as a folder of their own, which ``T5EncoderModel.from_pretrained`` opens."""
+    folder.mkdir()
+    encoder: Any = text_encoder.encoder
+    encoder.save_pretrained(folder)
+    text_encoder.tokenizer.save_pretrained(folder)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copies the tokenizer's files that are there."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def _write_feature_extractor(folder: Path, codec: Codec) -> None:
+    from transformers import EncodecFeatureExtractor
+
+    EncodecFeatureExtractor(
+        feature_size=codec.spec.channels, sampling_rate=codec.spec.sample_rate, padding_side="left", padding_value=0.0
+    ).save_pretrained(folder)
+
+
+def _parametrized(name: str) -> str:
+    """Names of weight norm as transformers 5 has them; hub files of 2023 use the older ones."""
+    name = name.replace("weight_g", "parametrizations.weight.original0")
+    return name.replace("weight_v", "parametrizations.weight.original1")
+
+
+def half(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors in fp16."""
+    return {name: value.half() for name, value in state.items()}

@@ -1,0 +1,267 @@
+"""The MusicGen language model: a decoder-only transformer over K codebooks, with cross-attention to text.
+
+B batch, K codebooks, T frames, S sequence steps, N text tokens, D width, H heads.
+Equal to audiocraft's ``LMModel`` and to transformers' ``MusicgenForCausalLM`` (tests/parity); spec section 2.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from musicgen_ft.model.conditioning import TextStates
+from musicgen_ft.model.patterns import DelayPattern
+
+TextPadding = Literal["audiocraft", "transformers"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LMConfig:
+    """The numbers of an architecture; all of them are read from the base, none is asked of a user."""
+
+    dim: int
+    """Width D of the residual stream."""
+    num_heads: int
+    """Attention heads H."""
+    num_layers: int
+    """Transformer layers."""
+    ffn_dim: int
+    """Width of the feed-forward layer."""
+    n_q: int
+    """Codebooks K."""
+    card: int
+    """Entries of each codebook; ``card`` itself is the special token."""
+    delays: tuple[int, ...]
+    """Steps of the delay pattern, one for each codebook."""
+    text_dim: int
+    """Width of the text encoder's hidden states."""
+    dropout: float = 0.0
+    """Probability on the outputs of attention and feed-forward, in training."""
+    text_padding: TextPadding = "audiocraft"
+    """What cross-attention does with padded text: audiocraft attends to the zero vectors, so that a prompt depends
+    on its neighbours in the batch; transformers masks them (spec 8.3). Equal where nothing is padded."""
+    max_duration_s: float = field(default=30.0)
+    """Length that the model was trained on, in seconds."""
+
+    def __post_init__(self) -> None:
+        if self.dim % self.num_heads or self.dim % 2:
+            raise ValueError(f"dim {self.dim} must be even and a multiple of num_heads {self.num_heads}")
+        if len(self.delays) != self.n_q:
+            raise ValueError(f"delays {self.delays} do not fit n_q={self.n_q}")
+
+    @property
+    def special_token_id(self) -> int:
+        """Stands where the pattern holds no code, and in padding."""
+        return self.card
+
+
+class Predictions(NamedTuple):
+    """The model's prediction of every frame of a batch of codes."""
+
+    logits: Tensor
+    """float [B, K, T, card]; NaN where the delay pattern leaves no prediction."""
+    mask: Tensor
+    """bool [K, T]: false there."""
+
+
+class KVCache:
+    """Keys and values of the steps that a generation has behind it, in buffers of fixed size.
+
+    Cross-attention's keys and values depend on the text alone: they are computed at the first step and kept.
+    """
+
+    def __init__(self, max_steps: int) -> None:
+        self.max_steps = max_steps
+        self.offset = 0
+        """Steps that the cache holds: the position of the next one."""
+        self.cross: dict[int, tuple[Tensor, Tensor]] = {}
+        """Layer -> keys and values of the text, each [B, H, N, D/H]."""
+        self.text_mask: Tensor | None = None
+        self._keys: dict[int, Tensor] = {}
+        self._values: dict[int, Tensor] = {}
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores the new steps' keys and values [B, H, S, D/H] of a layer; returns those of all steps so far."""
+        B, H, S, head_dim = keys.shape
+        if layer not in self._keys:
+            self._keys[layer] = keys.new_empty(B, H, self.max_steps, head_dim)
+            self._values[layer] = values.new_empty(B, H, self.max_steps, head_dim)
+        end = self.offset + S
+        self._keys[layer][:, :, self.offset : end] = keys
+        self._values[layer][:, :, self.offset : end] = values
+        return self._keys[layer][:, :, :end], self._values[layer][:, :, :end]
+
+
+class Attention(nn.Module):
+    """Multi-head attention without biases, on PyTorch's scaled dot product."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q_proj = nn.Linear(dim, dim, bias=False)
+        self.k_proj = nn.Linear(dim, dim, bias=False)
+        self.v_proj = nn.Linear(dim, dim, bias=False)
+        self.out_proj = nn.Linear(dim, dim, bias=False)
+
+    def keys_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of ``source`` [B, N, D], each [B, H, N, D/H]."""
+        return self._split(self.k_proj(source)), self._split(self.v_proj(source))
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None, is_causal: bool) -> Tensor:
+        """Attends from ``x`` [B, S, D] to keys and values [B, H, N, D/H]; ``mask`` is bool, true where it may look."""
+        q = self._split(self.q_proj(x))
+        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=is_causal)
+        return self.out_proj(out.transpose(1, 2).flatten(2))  # [B, H, S, D/H] -> [B, S, D]
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [B, S, D] -> [B, H, S, D/H]
+
+
+class Layer(nn.Module):
+    """One pre-norm layer: self-attention, cross-attention, feed-forward."""
+
+    def __init__(self, config: LMConfig, index: int) -> None:
+        super().__init__()
+        self.index = index
+        self.self_norm = nn.LayerNorm(config.dim)
+        self.self_attn = Attention(config.dim, config.num_heads)
+        self.cross_norm = nn.LayerNorm(config.dim)
+        self.cross_attn = Attention(config.dim, config.num_heads)
+        self.ffn_norm = nn.LayerNorm(config.dim)
+        self.fc1 = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.fc2 = nn.Linear(config.ffn_dim, config.dim, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, text: Tensor | None, text_mask: Tensor | None, cache: KVCache | None) -> Tensor:
+        """One layer's update of ``x`` [B, S, D]; ``text`` [B, N, D] may be None once the cache holds its keys."""
+        x = x + self.dropout(self._attend_self(self.self_norm(x), cache))
+        x = x + self.dropout(self._attend_text(self.cross_norm(x), text, text_mask, cache))
+        return x + self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(self.ffn_norm(x))))))
+
+    def _attend_self(self, x: Tensor, cache: KVCache | None) -> Tensor:
+        keys, values = self.self_attn.keys_values(x)
+        if cache is None or cache.offset == 0:
+            if cache is not None:
+                cache.append(self.index, keys, values)
+            return self.self_attn(x, keys, values, mask=None, is_causal=True)
+        keys, values = cache.append(self.index, keys, values)
+        mask = None
+        if x.shape[1] > 1:  # several steps after the first call: each sees the past and itself
+            mask = torch.ones(x.shape[1], keys.shape[2], dtype=torch.bool, device=x.device).tril(cache.offset)
+        return self.self_attn(x, keys, values, mask=mask, is_causal=False)
+
+    def _attend_text(self, x: Tensor, text: Tensor | None, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+        if cache is not None and self.index in cache.cross:
+            keys, values = cache.cross[self.index]
+        else:
+            assert text is not None
+            keys, values = self.cross_attn.keys_values(text)
+            if cache is not None:
+                cache.cross[self.index] = (keys, values)
+        return self.cross_attn(x, keys, values, mask=mask, is_causal=False)
+
+
+class LanguageModel(nn.Module):
+    """MusicGen's transformer: embeddings of K codebooks summed, layers, K heads."""
+
+    def __init__(self, config: LMConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.pattern = DelayPattern(config.delays)
+        self.embeddings = nn.ModuleList(nn.Embedding(config.card + 1, config.dim) for _ in range(config.n_q))
+        self.text_proj = nn.Linear(config.text_dim, config.dim)
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))
+        self.out_norm = nn.LayerNorm(config.dim)
+        self.heads = nn.ModuleList(nn.Linear(config.dim, config.card, bias=False) for _ in range(config.n_q))
+
+    def forward(self, sequence: Tensor, text: TextStates | None = None, cache: KVCache | None = None) -> Tensor:
+        """Logits of the step after each step of the sequence.
+
+        Args:
+            sequence: int64 [B, K, S], values in [0, card]; with a cache, the steps after those that it holds.
+            text: the condition of each row; None only where the cache already holds its keys and values.
+            cache: filled and moved on by S steps.
+
+        Returns:
+            float [B, K, S, card].
+        """
+        x = torch.stack([embed(sequence[:, k]) for k, embed in enumerate(self.embeddings)]).sum(0)  # [B, S, D]
+        offset = cache.offset if cache is not None else 0
+        x = x + sinusoidal_positions(sequence.shape[2], self.config.dim, offset=offset, device=x.device).to(x.dtype)
+        projected, text_mask = self._project(text, cache)
+        for layer in self.layers:
+            x = layer(x, projected, text_mask, cache)
+        if cache is not None:
+            cache.offset += sequence.shape[2]
+        x = self.out_norm(x)
+        return torch.stack([head(x) for head in self.heads], dim=1)
+
+    def predict(self, codes: Tensor, text: TextStates) -> Predictions:
+        """Predicts every frame from the ones before it, for training and validation.
+
+        Args:
+            codes: int64 [B, K, T], values in [0, card]; ``card`` where a frame is padding.
+            text: the condition of each row.
+
+        Source: audiocraft's ``LMModel.compute_predictions`` with ``keep_only_valid_steps`` (spec 3.2). It feeds
+        T + 1 steps; the last one predicts nothing that is kept, so T steps are enough.
+        """
+        T = codes.shape[2]
+        sequence = self.pattern.interleave(codes, self.config.special_token_id)[:, :, :T]
+        logits = self.pattern.align_logits(self(sequence, text))
+        return Predictions(logits, self.pattern.frame_mask(T).to(codes.device))
+
+    def _project(self, text: TextStates | None, cache: KVCache | None) -> tuple[Tensor | None, Tensor | None]:
+        """Text states [B, N, D], zero where masked (bias included), and the mask of cross-attention [B, 1, 1, N]."""
+        if text is None:
+            if cache is None or not cache.cross:
+                raise ValueError("text is None, but no cache holds its keys and values")
+            return None, cache.text_mask
+        projected = self.text_proj(text.states.to(self.text_proj.weight.dtype))
+        projected = projected.masked_fill(~text.mask[..., None], 0.0)
+        mask = None
+        if self.config.text_padding == "transformers":
+            # A row with no token at all attends evenly to its zero vectors: zero, where a masked softmax gives NaN.
+            mask = (text.mask | ~text.mask.any(-1, keepdim=True))[:, None, None, :]
+        if cache is not None:
+            cache.text_mask = mask
+        return projected, mask
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Initial weights of a model trained from nothing, as audiocraft's released recipes have them (spec 2.3).
+
+        Truncated normals of width 1/sqrt(fan_in), divided by sqrt(2 (i + 1)) inside layer i; but q, k and v keep
+        the uniform +-1/sqrt(D) of the packed projection that audiocraft's initialiser does not reach.
+        """
+        for module in (*self.embeddings, *self.heads):
+            _truncated_normal(module.weight, 1 / math.sqrt(self.config.dim))
+        for i, layer in enumerate(self.layers):
+            assert isinstance(layer, Layer)
+            for attention in (layer.self_attn, layer.cross_attn):
+                for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+                    nn.init.uniform_(projection.weight, -1 / math.sqrt(self.config.dim), 1 / math.sqrt(self.config.dim))
+                _truncated_normal(attention.out_proj.weight, 1 / math.sqrt(self.config.dim * 2 * (i + 1)))
+            for linear in (layer.fc1, layer.fc2):
+                _truncated_normal(linear.weight, 1 / math.sqrt(linear.in_features * 2 * (i + 1)))
+
+
+def sinusoidal_positions(num_steps: int, dim: int, *, offset: int, device: torch.device) -> Tensor:
+    """Position embeddings of the steps from ``offset`` on: float32 [S, D], cosines first, then sines.
+
+    Always in fp32: in bf16 positions beyond 256 are not representable, with errors up to 2.0 (spec 2.2).
+    Source: audiocraft's ``create_sin_embedding``, whose frequencies run over D/2 - 1.
+    """
+    half = dim // 2
+    with torch.autocast(device.type, enabled=False):
+        positions = torch.arange(offset, offset + num_steps, device=device, dtype=torch.float32)[:, None]
+        frequencies = torch.arange(half, device=device, dtype=torch.float32)[None] / (half - 1)
+        phase = positions / torch.full([], 10000.0, device=device) ** frequencies
+        return torch.cat([torch.cos(phase), torch.sin(phase)], dim=-1)
+
+
+def _truncated_normal(weight: Tensor, std: float) -> None:
+    nn.init.trunc_normal_(weight, 0.0, std, -3 * std, 3 * std)
