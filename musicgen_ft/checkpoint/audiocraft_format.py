@@ -14,7 +14,7 @@ from transformers import EncodecConfig, EncodecModel
 
 from musicgen_ft.checkpoint.names import State, audiocraft_pairs, codec_pairs, from_ours, to_ours
 from musicgen_ft.checkpoint.transformers_format import load_strictly
-from musicgen_ft.checkpoint.weights import read_pickle
+from musicgen_ft.weights import read_pickle
 from musicgen_ft.codec import Codec
 from musicgen_ft.errors import UserError
 from musicgen_ft.model.lm import LMConfig

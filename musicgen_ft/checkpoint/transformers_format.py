@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from musicgen_ft.checkpoint.names import State, from_ours, to_ours, transformers_pairs
-from musicgen_ft.checkpoint.weights import read_folder
+from musicgen_ft.weights import read_folder
 from musicgen_ft.codec import Codec
 from musicgen_ft.errors import UserError
 from musicgen_ft.files import read_json

@@ -1,6 +1,9 @@
-"""The labels of one track: raw fields under audiocraft's names."""
+"""The labels of one track: raw fields under audiocraft's names, and how they are read from what people write."""
 
-from dataclasses import asdict, dataclass
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 
@@ -34,4 +37,80 @@ class Labels:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Labels":
         """Labels from what ``to_dict`` gave."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        found: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return cls(**found)
+
+
+def labels_from_fields(values: Mapping[str, object]) -> Labels:
+    """Labels from raw fields, as sidecar files, tables and embedded tags give them.
+
+    Args:
+        values: any fields. Names count without regard to case; a field may go by an alias (``caption`` for
+            ``description``), and its own name wins over an alias. Unknown fields are ignored, as is a value that does
+            not fit its field: empty, "None", a tempo that is no positive number, a key with a comma (several keys).
+
+    Returns:
+        The labels, normalised as audiocraft's ``MusicInfo.from_dict`` does.
+    """
+    by_name = {name.strip().lower(): value for name, value in values.items()}
+    found: dict[str, Any] = {}
+    for field, (aliases, parse) in _READERS.items():
+        candidates = (parse(by_name.get(name)) for name in (field, *aliases))
+        found[field] = next((value for value in candidates if value), () if parse is _words else None)
+    return Labels(**found)
+
+
+def merge(first: Labels, second: Labels) -> Labels:
+    """The fields of ``first``, and of ``second`` where ``first`` has none."""
+    return Labels(**{field.name: getattr(first, field.name) or getattr(second, field.name) for field in fields(Labels)})
+
+
+def _text(value: object) -> str | None:
+    """Free text; a list of texts, which audiocraft drops, is joined by commas."""
+    if isinstance(value, list | tuple):
+        value = ", ".join(filter(None, map(_text, value)))
+    if not isinstance(value, str) or value == "None":
+        return None
+    return value.strip() or None
+
+
+def _lower_text(value: object) -> str | None:
+    text = _text(value)
+    return text.lower() if text else None
+
+
+def _words(value: object) -> tuple[str, ...]:
+    """Text is split on commas and on white space; the entries of a list stay whole."""
+    entries = re.split(r"[,\s]", value) if isinstance(value, str) else value
+    if not isinstance(entries, list | tuple):
+        return ()
+    return tuple(filter(None, map(_lower_text, entries)))
+
+
+def _key(value: object) -> str | None:
+    key = _lower_text(value)
+    return None if key is None or "," in key else key
+
+
+def _bpm(value: object) -> float | None:
+    try:
+        bpm = float(value) if isinstance(value, str | int | float) else math.nan
+    except ValueError:
+        return None
+    return bpm if 0 < bpm < math.inf else None
+
+
+_READERS: dict[str, tuple[tuple[str, ...], Callable[[object], Any]]] = {
+    # field: its aliases in sidecars, tables and embedded tags (ID3, Vorbis, MP4), of which the first with a value wins
+    "description": (("caption", "text", "prompt"), _text),
+    "title": ((), _text),
+    "artist": (("artists",), _text),
+    "genre": (("genres",), _lower_text),
+    "key": (("initialkey", "initial_key", "tkey"), _key),
+    "bpm": (("tempo", "tbpm", "tmpo"), _bpm),
+    "moods": (("mood",), _words),
+    "instrument": (("instruments", "instrumentation"), _lower_text),
+    "keywords": (("keyword", "tags"), _words),
+}

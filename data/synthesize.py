@@ -1,0 +1,38 @@
+"""Makes a small labelled corpus by rule: wav files with a JSON of labels beside each.
+
+    musicgen-ft synthesize --out corpus
+    musicgen-ft synthesize --out corpus --tracks 100 --duration_s 30 --seed 7
+    python data/synthesize.py --out corpus --genres techno --genres waltz
+"""
+
+import sys
+
+from tqdm import tqdm
+
+from musicgen_ft.cli import run_recipe
+from musicgen_ft.config import SynthesizeConfig
+
+
+def main(config: SynthesizeConfig) -> None:
+    """Renders the tracks into a new folder."""
+    from musicgen_ft.files import atomic_folder
+    from musicgen_ft.synthesis.corpus import synthesize_corpus
+
+    with (
+        atomic_folder(config.out) as folder,
+        tqdm(total=config.tracks, desc="synthesize", unit="track", file=sys.stderr) as bar,
+    ):
+        synthesize_corpus(
+            folder,
+            num_tracks=config.tracks,
+            seed=config.seed,
+            duration_s=config.duration_s,
+            genres=config.genres or None,
+            progress=lambda done, _: bar.update(done - bar.n),
+        )
+    minutes = config.tracks * config.duration_s / 60
+    print(f"{config.tracks} tracks, {minutes:.1f} minutes of music with labels: {config.out}")
+
+
+if __name__ == "__main__":
+    run_recipe(SynthesizeConfig, main)

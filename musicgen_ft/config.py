@@ -1,0 +1,308 @@
+"""What a user may choose, one frozen dataclass for each recipe; defaults stand here and nowhere else.
+
+A YAML of ``configs/<recipe>/`` is one of these classes: flat, every key a field. Imports no torch, so that ``--help``
+answers at once.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import yaml
+
+from musicgen_ft.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthesizeConfig:
+    """A small labelled corpus, made by rule: wav files with a JSON of labels beside each."""
+
+    POSITIONAL: ClassVar[tuple[str, ...]] = ()
+
+    out: Path
+    """Folder to make."""
+    tracks: int = 32
+    """Number of tracks; the genres take turns."""
+    duration_s: float = 20.0
+    """Seconds of each track."""
+    genres: tuple[str, ...] = ()
+    """Only these genres; none means all."""
+    seed: int = 0
+    """Other seeds give other music."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "tracks", "duration_s")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """A folder of labelled audio becomes EnCodec codes in WebDataset shards."""
+
+    POSITIONAL: ClassVar[tuple[str, ...]] = ("corpus",)
+
+    corpus: Path
+    """Folder of audio with labels beside it: .txt, .json, metadata.csv or .jsonl, embedded tags, folder names."""
+    out: Path
+    """Folder of shards to make."""
+    base: str = "nano"
+    """Whose EnCodec encodes: nano, a hub id (facebook/musicgen-small), or a folder."""
+    valid_fraction: float = 0.1
+    """Share of the tracks held out for validation; at least one track of two or more."""
+    min_duration_s: float = 1.0
+    """Shorter tracks are left out and reported."""
+    window_s: float = 30.0
+    """Seconds encoded at a time: more is faster and takes more memory."""
+    shard_mib: int = 256
+    """Size at which a shard is full, in MiB."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "window_s", "shard_mib")
+        _not_negative(self, "min_duration_s")
+        _probability(self, "valid_fraction")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """A MusicGen language model is fine-tuned on shards of codes."""
+
+    POSITIONAL: ClassVar[tuple[str, ...]] = ("shards",)
+
+    shards: Path | None = None
+    """Folder of shards, from prepare."""
+    out: Path | None = None
+    """Folder of the run to make."""
+    resume: Path | None = None
+    """Folder of a run to take up again where it was; shards, out and all else come from the run."""
+    base: str | None = None
+    """Model to start from: nano, a hub id, a folder; none means the one whose codec made the shards."""
+    seed: int = 0
+    """Of the order of samples, crops, captions and dropouts."""
+
+    max_steps: int = 1000
+    """Optimizer steps of the run."""
+    batch_size: int = 16
+    """Clips of one optimizer step, over all devices and accumulated micro-batches."""
+    micro_batch_size: int | None = None
+    """Clips at once on one device; none means the batch size divided by the devices. Less takes less memory."""
+    segment_s: float = 30.0
+    """Seconds of a clip; shorter tracks are padded, and the padding is masked."""
+    lr: float = 1.0e-5
+    """Peak learning rate of AdamW."""
+    warmup_steps: int = 50
+    """Steps in which the learning rate rises to its peak."""
+    lr_min_ratio: float = 0.0
+    """Where the cosine ends, as a share of the peak."""
+    beta1: float = 0.9
+    """AdamW's first moment."""
+    beta2: float = 0.95
+    """AdamW's second moment."""
+    weight_decay: float = 0.1
+    """Of matrices and embeddings; norms and biases do not decay."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    dropout: float = 0.0
+    """Of the transformer in training; MusicGen was trained with none."""
+    ema_decay: float = 0.99
+    """Of the averaged weights that are validated and exported; 0 keeps no average."""
+    ema_every_steps: int = 1
+    """Steps between two updates of the average."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 mixed on a GPU that has it, else fp32."""
+
+    cfg_dropout: float = 0.3
+    """Share of the samples that train the null condition of classifier-free guidance."""
+    cfg_dropout_scope: Literal["sample", "step"] = "sample"
+    """Drawn for each sample, or for a whole step at once as audiocraft does."""
+    text_padding: Literal["audiocraft", "transformers"] | None = None
+    """What cross-attention does with padded text; none means as the base's format has it."""
+    caption_source: Literal["auto", "description", "fields"] = "auto"
+    """description: as it is; fields: composed of genre, moods and so on; auto: the description where there is one."""
+    merge_text_p: float = 0.0
+    """Share of the captions that the fields are merged into, as audiocraft does; 0 for a small corpus."""
+    drop_desc_p: float = 0.0
+    """In merged captions, share that loses its description."""
+    field_keep_p: float = 0.5
+    """In merged captions, probability that a field is kept."""
+    word_dropout: float = 0.0
+    """Share of the words that are left out."""
+
+    valid_every_steps: int = 100
+    """Steps between two validations on held-out tracks."""
+    valid_max_clips: int = 64
+    """Clips of one validation, at most."""
+    save_every_steps: int = 100
+    """Steps between two saves of last.ckpt."""
+    log_every_steps: int = 1
+    """Steps between two lines of metrics."""
+    tensorboard: bool = True
+    """Log to TensorBoard too; metrics.csv is always written."""
+    wandb: Literal["off", "auto", "online", "offline"] = "off"
+    """auto: online where wandb has an account, else offline."""
+    wandb_project: str = "musicgen-ft"
+    """Project in wandb."""
+
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """Kind of device."""
+    devices: int | None = None
+    """Devices of this machine; none means all GPUs, or one CPU process."""
+    num_nodes: int = 1
+    """Machines."""
+    num_workers: int = 2
+    """Processes that read shards, for each device."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "max_steps", "batch_size", "segment_s", "lr", "max_grad_norm", "ema_every_steps", "num_nodes")
+        _positive(self, "valid_every_steps", "valid_max_clips", "save_every_steps", "log_every_steps")
+        _not_negative(self, "warmup_steps", "weight_decay", "num_workers", "seed")
+        _probability(self, "dropout", "ema_decay", "cfg_dropout", "lr_min_ratio", "word_dropout", "beta1", "beta2")
+        _probability(self, "merge_text_p", "drop_desc_p", "field_keep_p")
+        for name in ("devices", "micro_batch_size"):
+            if getattr(self, name) is not None:
+                _positive(self, name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """A run becomes a generator folder that audiocraft and transformers open and play."""
+
+    POSITIONAL: ClassVar[tuple[str, ...]] = ("run",)
+
+    run: Path
+    """Folder of the run, from finetune."""
+    out: Path
+    """Generator folder to make."""
+    format: Literal["both", "audiocraft", "transformers"] = "both"
+    """Whose loader opens it."""
+    checkpoint: Literal["best", "last"] = "best"
+    """best by validation loss (last where there was no validation), or last."""
+    weights: Literal["auto", "ema", "raw"] = "auto"
+    """Averaged or raw weights; auto: averaged where the run has them."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Of the language model's tensors; the released audiocraft files are float16."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """Prompts become WAV files, each with a JSON beside it that says how it was made."""
+
+    POSITIONAL: ClassVar[tuple[str, ...]] = ("generator",)
+
+    generator: str
+    """nano, a hub id, or a folder: a base, or what export wrote."""
+    prompt: tuple[str, ...]
+    """What to play; give --prompt again for more. An empty one is unconditional."""
+    out: Path
+    """Folder for the files."""
+    duration_s: float = 10.0
+    """Seconds of audio; beyond what the model was trained on, by a moving window."""
+    top_k: int = 250
+    """Draw from the k most likely codes; 0 means all."""
+    top_p: float = 0.0
+    """Draw from the most likely codes that make up p; above 0 it replaces top_k."""
+    temperature: float = 1.0
+    """Above 1 more adventurous, below 1 safer, 0 always the most likely code."""
+    cfg_coef: float = 3.0
+    """How closely to follow the prompt; 1 switches guidance off."""
+    seed: int = 0
+    """Of the first prompt; each further one counts up."""
+    batch_size: int = 4
+    """Prompts at once."""
+    stride_s: float = 18.0
+    """Seconds by which the window moves on in long pieces."""
+    engine: Literal["native", "audiocraft", "transformers"] = "native"
+    """Whose code plays."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "duration_s", "batch_size", "stride_s")
+        _not_negative(self, "top_k", "temperature", "cfg_coef", "seed")
+        _probability(self, "top_p")
+        if not self.prompt:
+            raise ValueError("prompt: found none, expected at least one. Give --prompt TEXT.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """The whole job in one go: synthesize, prepare, finetune, export, re-open, sample."""
+
+    POSITIONAL: ClassVar[tuple[str, ...]] = ()
+
+    out: Path
+    """Folder for everything that it makes."""
+    corpus: Path | None = None
+    """Your own folder of labelled audio; none synthesizes one."""
+    base: str = "nano"
+    """Model to start from."""
+    config: str = "demo"
+    """Config of finetune: a name in configs/finetune, or a file."""
+    tracks: int = 24
+    """Tracks to synthesize."""
+    max_steps: int | None = None
+    """Optimizer steps; none means the config's."""
+    prompt: tuple[str, ...] = ()
+    """What to play in the end; none means captions of the corpus."""
+    duration_s: float = 10.0
+    """Seconds of each sample."""
+    seed: int = 0
+    """Of everything."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "tracks", "duration_s")
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """The config as plain values, for YAML, checkpoints and loggers."""
+    return {name: _plain(value) for name, value in asdict(config).items()}
+
+
+def write_yaml(path: Path, config: Any) -> None:
+    """Writes the resolved config."""
+    path.write_text(yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def config_folder() -> Path:
+    """The shipped configs: the checkout's where there is one, else the installed package's."""
+    package = Path(__file__).parent
+    checkout = package.parent
+    return checkout / "configs" if (checkout / "pyproject.toml").is_file() else package / "configs"
+
+
+def config_path(recipe: str, name: str) -> Path:
+    """The YAML that ``--config`` means: a file, or the name of a shipped one.
+
+    Raises:
+        UserError: listing the names that there are.
+    """
+    shipped = config_folder() / recipe
+    for path in (Path(name), shipped / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    names = ", ".join(sorted(path.stem for path in shipped.glob("*.yaml"))) or "none"
+    raise UserError(f"--config {name}: no such file, and no shipped config of {recipe}. Shipped: {names}.")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _positive(config: Any, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name}: found {getattr(config, name)}, expected a number above 0.")
+
+
+def _not_negative(config: Any, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) >= 0:
+            raise ValueError(f"{name}: found {getattr(config, name)}, expected 0 or more.")
+
+
+def _probability(config: Any, *names: str) -> None:
+    for name in names:
+        if not 0.0 <= getattr(config, name) <= 1.0:
+            raise ValueError(f"{name}: found {getattr(config, name)}, expected a number from 0 to 1.")

@@ -1,0 +1,61 @@
+"""transformers' MusicGen: its own loader on a folder, its logits, its generation.
+
+B batch, K codebooks, T frames, S sequence steps.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, MusicgenForConditionalGeneration
+
+from musicgen_ft.generation.options import GenerationOptions
+
+
+def open_generator(folder: Path, *, device: str = "cpu") -> Any:
+    """The folder's ``MusicgenForConditionalGeneration`` in fp32, with its tokenizer, from local files alone."""
+    model = MusicgenForConditionalGeneration.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32)
+    model.tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    return model.to(device).eval()
+
+
+def logits(generator: Any, sequence: Tensor, descriptions: Sequence[str | None]) -> Tensor:
+    """Logits of the step after each step of a delayed sequence int64 [B, K, S]: float [B, K, S, card].
+
+    An empty description has its mask cleared, so that it is the null condition as it is elsewhere (spec 8.3).
+    """
+    tokens = _tokens(generator, descriptions)
+    B, K, S = sequence.shape
+    with torch.no_grad():
+        output = generator(**tokens, decoder_input_ids=sequence.reshape(B * K, S))
+    result = output.logits.reshape(B, K, S, -1)
+    assert isinstance(result, Tensor)
+    return result
+
+
+def generate(generator: Any, descriptions: Sequence[str | None], options: GenerationOptions, *, seed: int) -> Tensor:
+    """Waveforms float [B, C, L] of one batch; its draws come from torch's global generator, seeded for the batch."""
+    torch.manual_seed(seed)
+    num_frames = round(options.duration_s * generator.config.audio_encoder.frame_rate)
+    greedy = options.sampling.temperature == 0
+    drawing = {"top_k": options.sampling.top_k, "top_p": options.sampling.top_p or None, "temperature": options.sampling.temperature}
+    with torch.no_grad():
+        waveforms = generator.generate(
+            **_tokens(generator, descriptions),
+            do_sample=not greedy,
+            guidance_scale=options.cfg_coef,
+            max_new_tokens=num_frames + generator.config.decoder.num_codebooks - 1,
+            **({} if greedy else drawing),
+        )
+    assert isinstance(waveforms, Tensor)
+    return waveforms.cpu()
+
+
+def _tokens(generator: Any, descriptions: Sequence[str | None]) -> dict[str, Tensor]:
+    texts = [(description or "").strip() for description in descriptions]
+    tokens = generator.tokenizer(texts, return_tensors="pt", padding=True)
+    mask = tokens["attention_mask"]
+    mask[[i for i, text in enumerate(texts) if not text]] = 0
+    return {"input_ids": tokens["input_ids"].to(generator.device), "attention_mask": mask.to(generator.device)}

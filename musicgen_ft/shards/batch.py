@@ -1,0 +1,68 @@
+"""One batch of crops, as the training module receives it.
+
+B batch, K codebooks, T frames.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Crop(NamedTuple):
+    """One sample: a stretch of a track with its text."""
+
+    codes: Tensor
+    """int64 [K, T], values in [0, card), and ``card`` where the frame is padding."""
+    mask: Tensor
+    """bool [T], true where a frame is audio."""
+    description: str | None
+    """Text for T5; None is the null condition."""
+    key: str
+    """The track's key."""
+    position: int
+    """Position in the order of training, or number of the crop in validation."""
+
+
+class Batch(NamedTuple):
+    """Crops of equal length. All entries have the same order.
+
+    A named tuple and not a frozen dataclass, because Lightning's half-precision plugins rebuild a batch field by field
+    (``apply_to_collection``), which a frozen dataclass refuses (test_batch.py).
+    """
+
+    codes: Tensor
+    """int64 [B, K, T], values in [0, card), and ``card`` where the frame is padding."""
+    mask: Tensor
+    """bool [B, T], true where a frame is audio."""
+    descriptions: tuple[str | None, ...]
+    """B texts for T5; None is the null condition."""
+    keys: tuple[str, ...]
+    """B keys of tracks."""
+    positions: tuple[int, ...]
+    """B positions in the order of training, or numbers of the crops in validation."""
+
+    def to(self, device: Any, *, non_blocking: bool | None = None) -> "Batch":
+        """The batch on ``device``; Lightning calls it.
+
+        Args:
+            device: anything that ``torch.device`` takes.
+            non_blocking: does not wait for the copy; by default on CUDA only, where the stream keeps the order.
+        """
+        device = torch.device(device)
+        if non_blocking is None:
+            non_blocking = bool(device.type == "cuda")
+        return self._replace(
+            codes=self.codes.to(device, non_blocking=non_blocking), mask=self.mask.to(device, non_blocking=non_blocking)
+        )
+
+    def pin_memory(self) -> "Batch":
+        """The batch in page-locked memory; the DataLoader calls it."""
+        return self._replace(codes=self.codes.pin_memory(), mask=self.mask.pin_memory())
+
+
+def collate(crops: Sequence[Crop]) -> Batch:
+    """Stacks crops of equal length."""
+    codes, mask, descriptions, keys, positions = zip(*crops, strict=True)
+    return Batch(torch.stack(codes), torch.stack(mask), descriptions, keys, positions)

@@ -1,0 +1,151 @@
+"""What a position or a number becomes: crops of tracks with their text.
+
+K codebooks, T frames of a track, segment_frames those of a crop.
+"""
+
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from musicgen_ft.corpus.labels import Labels
+from musicgen_ft.shards.batch import Crop
+from musicgen_ft.shards.index import SplitIndex
+from musicgen_ft.shards.order import EpochOrder, sample_rng, step_rng, track_of, track_slots
+
+CfgDropoutScope = Literal["sample", "step"]
+
+
+class CaptionPolicy(Protocol):
+    """Makes a text of labels."""
+
+    def describe(self, labels: Labels, rng: np.random.Generator) -> str | None:
+        """A text for training, drawn anew each time; None where nothing is known."""
+        ...
+
+    def plain(self, labels: Labels) -> str | None:
+        """The text for validation, always the same."""
+        ...
+
+
+class CropDataset(Dataset[Crop]):
+    """Training crops by position: ``dataset[position]`` is a pure function of the seed and the position."""
+
+    def __init__(
+        self,
+        tracks: SplitIndex,
+        *,
+        segment_frames: int,
+        card: int,
+        captions: CaptionPolicy,
+        seed: int,
+        global_batch: int,
+        cfg_dropout: float = 0.0,
+        cfg_dropout_scope: CfgDropoutScope = "sample",
+    ) -> None:
+        """Crops of ``tracks``.
+
+        Args:
+            tracks: the training split, with at least one track.
+            segment_frames: frames of a crop; shorter tracks are padded at their end.
+            card: the special token, which fills the padding.
+            captions: makes the text.
+            seed: of the order, the crops, the texts and the dropout.
+            global_batch: samples of one optimizer step; tells the step of a position.
+            cfg_dropout: probability that the text is dropped, in [0, 1].
+            cfg_dropout_scope: one draw for each sample, or one for each optimizer step and all its samples, as
+                audiocraft's ClassifierFreeGuidanceDropout does.
+
+        Raises:
+            ValueError: if there is no track, or the probability is out of range.
+        """
+        if not 0 <= cfg_dropout <= 1:
+            raise ValueError(f"cfg_dropout is {cfg_dropout}, expected a probability in [0, 1]")
+        self._tracks, self._captions, self._seed = tracks, captions, seed
+        self._segment_frames, self._card = segment_frames, card
+        self._global_batch, self._cfg_dropout, self._scope = global_batch, cfg_dropout, cfg_dropout_scope
+        self._slots = track_slots(tracks.num_frames, segment_frames)
+        self.order = EpochOrder(num_slots=int(self._slots[-1]), seed=seed)
+
+    @property
+    def num_slots(self) -> int:
+        """Crops of one epoch, which is about one pass over all frames."""
+        return self.order.num_slots
+
+    def __getitem__(self, position: int) -> Crop:
+        _, slot = self.order.slot(position)
+        track = track_of(self._slots, slot)
+        rng = sample_rng(self._seed, position)
+        # Each draw is made whether it is used or not: crops and texts stay the same when the dropout changes.
+        start = int(rng.integers(max(1, int(self._tracks.num_frames[track]) - self._segment_frames + 1)))
+        is_dropped = rng.random() < self._cfg_dropout
+        if self._scope == "step":
+            is_dropped = step_rng(self._seed, position // self._global_batch).random() < self._cfg_dropout
+        description = self._captions.describe(self._tracks.meta(track).labels, rng)
+        return _crop(
+            self._tracks,
+            track,
+            start,
+            segment_frames=self._segment_frames,
+            card=self._card,
+            description=None if is_dropped else description,
+            position=position,
+        )
+
+
+class ValidDataset(Dataset[Crop]):
+    """The same crops at every validation: stretches of the tracks, one after the other, without overlap."""
+
+    def __init__(
+        self, tracks: SplitIndex, *, segment_frames: int, card: int, captions: CaptionPolicy, max_crops: int
+    ) -> None:
+        """Crops of ``tracks``.
+
+        Args:
+            tracks: the validation split; it may be empty.
+            segment_frames: frames of a crop. A track's rest counts as a crop when it is at least half of one, or all
+                there is.
+            card: the special token, which fills the padding.
+            captions: makes the text.
+            max_crops: takes at most so many, spread evenly over all.
+        """
+        self._tracks, self._captions = tracks, captions
+        self._segment_frames, self._card = segment_frames, card
+        self._slots = track_slots(tracks.num_frames, segment_frames)
+        total = int(self._slots[-1])
+        taken = min(total, max_crops)
+        self._chosen = np.arange(taken) * total // max(1, taken)
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, number: int) -> Crop:
+        slot = int(self._chosen[number])
+        track = track_of(self._slots, slot)
+        return _crop(
+            self._tracks,
+            track,
+            (slot - int(self._slots[track])) * self._segment_frames,
+            segment_frames=self._segment_frames,
+            card=self._card,
+            description=self._captions.plain(self._tracks.meta(track).labels),
+            position=number,
+        )
+
+
+def _crop(
+    tracks: SplitIndex,
+    track: int,
+    start: int,
+    *,
+    segment_frames: int,
+    card: int,
+    description: str | None,
+    position: int,
+) -> Crop:
+    found = tracks.codes(track, start, min(start + segment_frames, int(tracks.num_frames[track])))
+    K, T = found.shape
+    codes = torch.full((K, segment_frames), card, dtype=torch.int64)
+    codes[:, :T] = torch.from_numpy(found.astype(np.int64))
+    return Crop(codes, torch.arange(segment_frames) < T, description, tracks.keys[track], position)

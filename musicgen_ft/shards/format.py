@@ -1,0 +1,212 @@
+"""The contract of a shards folder: its names, its manifest, and the bytes of one sample.
+
+A folder holds ``train-000000.tar``, ..., ``valid-000000.tar``, a sidecar ``train-000000.index.json`` beside each, and
+``manifest.json``, which is written last: a folder is complete only when its manifest is there. The tars are in
+WebDataset's format, two members per track: ``{key}.codes.npy`` and ``{key}.json``.
+
+K codebooks, T frames.
+"""
+
+import re
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
+
+from musicgen_ft.codec import CodecSpec
+from musicgen_ft.errors import UserError
+from musicgen_ft.files import read_json, write_json
+
+Split = Literal["train", "valid"]
+
+SPLITS: tuple[Split, ...] = get_args(Split)
+FORMAT = "musicgen-ft shards"
+VERSION = 1
+MANIFEST_NAME = "manifest.json"
+PREPARE_COMMAND = "musicgen-ft prepare CORPUS --out SHARDS --base BASE"
+
+_SHARD_NAME = re.compile(r"(train|valid)-\d{6}\.tar")
+_CODEC_AGREES = ("sha256", "n_q", "card", "frame_rate", "sample_rate")
+
+T_ = TypeVar("T_")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardInfo:
+    """One shard, as the manifest tells of it."""
+
+    name: str
+    """File name of the tar."""
+    split: Split
+    """The split that all its samples belong to."""
+    num_samples: int
+    """Tracks in it."""
+    num_frames: int
+    """Frames of all its tracks together."""
+    num_bytes: int
+    """Size of the tar."""
+    sha256: str
+    """Hex SHA-256 of the tar."""
+
+    def __post_init__(self) -> None:
+        if not _SHARD_NAME.fullmatch(self.name) or not self.name.startswith(f"{self.split}-"):
+            raise ValueError(f"{self.name!r} of split {self.split!r} is not a shard's name like 'train-000000.tar'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejected:
+    """A file of the corpus that is not in the shards."""
+
+    relative_path: str
+    """Path under the corpus, with forward slashes."""
+    reason: str
+    """Why, in words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a complete shards folder says of itself."""
+
+    codec: CodecSpec
+    """The codec that made the codes."""
+    base: str
+    """Id or folder of the base whose codec it is."""
+    shards: tuple[ShardInfo, ...]
+    """Every shard, in order of split and number."""
+    config: dict[str, Any]
+    """The resolved prepare config, as plain JSON."""
+    toolkit_version: str
+    """The musicgen-ft that wrote it."""
+    rejected: tuple[Rejected, ...] = ()
+    """Files of the corpus that were left out."""
+
+    @cached_property
+    def num_tracks(self) -> dict[Split, int]:
+        """Tracks of each split."""
+        return {split: sum(shard.num_samples for shard in self.of(split)) for split in SPLITS}
+
+    @cached_property
+    def num_frames(self) -> dict[Split, int]:
+        """Frames of each split."""
+        return {split: sum(shard.num_frames for shard in self.of(split)) for split in SPLITS}
+
+    @cached_property
+    def duration_s(self) -> dict[Split, float]:
+        """Seconds of each split, by its frames."""
+        return {split: frames / self.codec.frame_rate for split, frames in self.num_frames.items()}
+
+    def of(self, split: Split) -> tuple[ShardInfo, ...]:
+        """The shards of one split."""
+        return tuple(shard for shard in self.shards if shard.split == split)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON value; ``from_dict`` is its inverse."""
+        return {"format": FORMAT, "version": VERSION, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: Any, where: Path | str) -> "Manifest":
+        """A manifest from what ``to_dict`` gave.
+
+        Args:
+            values: the JSON value.
+            where: its file or URL, for the messages.
+
+        Raises:
+            UserError: if it is not a manifest, of another version, or has a missing, unknown or mistyped key.
+        """
+        values = check_header(values, FORMAT, where)
+        values["codec"] = strict(CodecSpec, values.get("codec"), where)
+        values["shards"] = tuple(strict(ShardInfo, shard, where) for shard in _list(values.get("shards"), where))
+        values["rejected"] = tuple(strict(Rejected, file, where) for file in _list(values.get("rejected"), where))
+        return strict(cls, values, where)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Completes ``folder``: to be called when every shard lies in it."""
+    write_json(folder / MANIFEST_NAME, manifest.to_dict())
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a complete shards folder.
+
+    Raises:
+        UserError: if the folder does not exist, holds no shards, is incomplete, or its manifest is not valid.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder, expected a shards folder. Make one: {PREPARE_COMMAND}")
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        # A killed prepare leaves shards, or only the temporary file of its first one.
+        begun = any(_SHARD_NAME.search(file.name) for file in folder.iterdir())
+        found = "is incomplete: prepare did not finish it" if begun else "is not a shards folder"
+        raise UserError(f"{folder} {found} ({MANIFEST_NAME} is missing). Run: {PREPARE_COMMAND}")
+    return Manifest.from_dict(read_json(path), path)
+
+
+def check_codec(manifest: Manifest, spec: CodecSpec) -> None:
+    """Refuses shards whose codes another codec made.
+
+    Args:
+        manifest: of the shards.
+        spec: the codec of the base that is to read them.
+
+    Raises:
+        UserError: if the two differ in weights, codebooks, codebook size, frame rate or sample rate.
+    """
+    made, reads = manifest.codec, spec
+    differing = [name for name in _CODEC_AGREES if getattr(made, name) != getattr(reads, name)]
+    if differing:
+        found = ", ".join(f"{name}={_short(getattr(made, name))}" for name in differing)
+        expected = ", ".join(f"{name}={_short(getattr(reads, name))}" for name in differing)
+        raise UserError(
+            f"the shards were made by codec {made.id} ({found}, prepared with --base {manifest.base}), "
+            f"the base reads those of codec {reads.id} ({expected}). Prepare again with this base: {PREPARE_COMMAND}"
+        )
+
+
+def check_header(values: Any, expected: str, where: Path | str) -> dict[str, Any]:
+    """A copy of ``values`` without its ``format`` and ``version``, once they are the expected ones.
+
+    Raises:
+        UserError: if they are not.
+    """
+    found = values.get("format") if isinstance(values, dict) else None
+    if found != expected:
+        raise UserError(f"{where} has format {found!r}, expected {expected!r}. Run: {PREPARE_COMMAND}")
+    if values.get("version") != VERSION:
+        raise UserError(
+            f"{where} has version {values.get('version')}, this toolkit reads version {VERSION}. "
+            f"Install the toolkit that wrote it, or run: {PREPARE_COMMAND}"
+        )
+    return {name: value for name, value in values.items() if name not in ("format", "version")}
+
+
+def strict(cls: type[T_], values: Any, where: Path | str) -> T_:
+    """A dataclass from a JSON object with exactly its fields; ``int``, ``str`` and ``dict`` fields are checked.
+
+    Raises:
+        UserError: if a key is missing, unknown or of another type.
+    """
+    remedy = f"Restore the file or run: {PREPARE_COMMAND}"
+    expected = {field.name for field in fields(cls)}  # type: ignore[arg-type]  # cls is a dataclass
+    found = set(values) if isinstance(values, dict) else set()
+    if found != expected:
+        missing, unknown = sorted(expected - found), sorted(found - expected)
+        raise UserError(f"{where}: {cls.__name__} has missing keys {missing} and unknown keys {unknown}. {remedy}")
+    for name, hint in get_type_hints(cls).items():
+        if hint in (int, str) and type(values[name]) is not hint:
+            raise UserError(f"{where}: {cls.__name__}.{name} is {values[name]!r}, expected {hint.__name__}. {remedy}")
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}. {remedy}") from error
+
+
+def _list(value: Any, where: Path | str) -> list[Any]:
+    if not isinstance(value, list):
+        raise UserError(f"{where}: found {value!r} where a list is expected. Run: {PREPARE_COMMAND}")
+    return value
+
+
+def _short(value: Any) -> str:
+    return value[:12] if isinstance(value, str) else str(value)

@@ -1,0 +1,163 @@
+"""The order of training samples: a pure function of seed and position.
+
+Training reads positions p = 0, 1, 2, ... of one endless sequence; optimizer step s reads [s * G, (s + 1) * G), where G
+is the global batch size. Nothing is stored: a run resumed at step s, on any number of processes, reads what the
+uninterrupted run would have read.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import Sampler
+
+_PERMUTATION, _SAMPLE, _STEP = 0, 1, 2  # streams of one seed that never overlap
+
+
+def sample_rng(seed: int, position: int) -> np.random.Generator:
+    """The randomness of one sample: its crop, its caption, its dropout."""
+    return np.random.Generator(_philox(seed, position, _SAMPLE))
+
+
+def step_rng(seed: int, step: int) -> np.random.Generator:
+    """The randomness that all samples of one optimizer step share."""
+    return np.random.Generator(_philox(seed, step, _STEP))
+
+
+def permutation(seed: int, epoch: int, n: int) -> npt.NDArray[np.uint32]:
+    """A permutation of [0, n), uint32 [n]; another one for each epoch.
+
+    The ranks of raw Philox words: numpy keeps a bit generator's words the same in every release, and promises no such
+    thing of ``Generator.permutation``. A run can be resumed after an upgrade.
+    """
+    words = _philox(seed, epoch, _PERMUTATION).random_raw(n)
+    return np.argsort(words, kind="stable").astype(np.uint32)
+
+
+def track_slots(num_frames: npt.NDArray[np.int64], segment_frames: int) -> npt.NDArray[np.int64]:
+    """Shares the slots of an epoch among tracks, so that an epoch passes about once over all frames.
+
+    Args:
+        num_frames: int64 [N], frames of each track.
+        segment_frames: frames of one crop.
+
+    Returns:
+        int64 [N + 1], rising from 0: track i has the slots from entry i up to entry i + 1. It has
+        ``max(1, round(num_frames / segment_frames))`` of them.
+    """
+    slots = np.maximum(1, (2 * num_frames + segment_frames) // (2 * segment_frames))
+    return np.concatenate([[0], np.cumsum(slots)])
+
+
+def track_of(slots: npt.NDArray[np.int64], slot: int) -> int:
+    """The track that owns a slot of ``track_slots``."""
+    return int(np.searchsorted(slots, slot, side="right")) - 1
+
+
+class EpochOrder:
+    """Which slot each position reads: a new permutation of all slots in every epoch."""
+
+    def __init__(self, num_slots: int, seed: int) -> None:
+        """An order over ``num_slots`` slots.
+
+        Raises:
+            ValueError: if there is no slot, or the seed is negative.
+        """
+        if num_slots < 1 or seed < 0:
+            raise ValueError(f"{num_slots} slots with seed {seed}: expected at least one slot and a seed >= 0")
+        self.num_slots, self.seed = num_slots, seed
+        self._permutations: dict[int, npt.NDArray[np.uint32]] = {}
+
+    def slot(self, position: int) -> tuple[int, int]:
+        """The epoch of a position and the slot it reads."""
+        epoch, place = divmod(position, self.num_slots)
+        if epoch not in self._permutations:
+            # The last two stay: a batch may lie across the border of two epochs.
+            self._permutations = dict(list(self._permutations.items())[-1:])
+            self._permutations[epoch] = permutation(self.seed, epoch, self.num_slots)
+        return epoch, int(self._permutations[epoch][place])
+
+
+def micro_batches_per_step(*, global_batch: int, micro_batch: int, world: int) -> int:
+    """Micro-batches that each process accumulates in one optimizer step.
+
+    Raises:
+        ValueError: if the global batch cannot be shared evenly.
+    """
+    if min(global_batch, micro_batch, world) < 1 or global_batch % (micro_batch * world):
+        fitting = max(1, global_batch // (micro_batch * world)) * micro_batch * world
+        raise ValueError(
+            f"the global batch of {global_batch} is not a multiple of {micro_batch} (micro-batch) x {world} "
+            f"(processes). Take a batch size of {fitting}, or another micro-batch."
+        )
+    return global_batch // (micro_batch * world)
+
+
+class PositionBatchSampler(Sampler[list[int]]):
+    """The positions of each micro-batch of one process, from a start step on.
+
+    Step s, micro-batch m, rank r reads ``micro_batch`` positions from ``s * G + (m * world + r) * micro_batch`` on.
+    ``len`` tells all micro-batches of the run and not the rest, because Lightning counts on from the checkpoint.
+    """
+
+    def __init__(
+        self, *, global_batch: int, micro_batch: int, rank: int, world: int, start_step: int, num_steps: int
+    ) -> None:
+        """A sampler of the steps from ``start_step`` up to ``num_steps``.
+
+        Args:
+            global_batch: G, samples of one optimizer step over all processes.
+            micro_batch: samples of one forward pass of one process.
+            rank: number of this process.
+            world: number of processes.
+            start_step: optimizer steps done before. Take it from the trainer's ``global_step``: a sampler's own count
+                runs ahead with the workers that prefetch.
+            num_steps: optimizer steps of the whole run.
+
+        Raises:
+            ValueError: if the global batch cannot be shared evenly.
+        """
+        self.micro_batches = micro_batches_per_step(global_batch=global_batch, micro_batch=micro_batch, world=world)
+        self.global_batch, self.micro_batch = global_batch, micro_batch
+        self.rank, self.world = rank, world
+        self.start_step, self.num_steps = start_step, num_steps
+
+    def __len__(self) -> int:
+        return self.num_steps * self.micro_batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.start_step, self.num_steps):
+            for micro in range(self.micro_batches):
+                first = step * self.global_batch + (micro * self.world + self.rank) * self.micro_batch
+                yield list(range(first, first + self.micro_batch))
+
+
+def valid_batches(*, num_crops: int, batch: int, rank: int, world: int) -> list[list[int]]:
+    """The crops of each validation batch of one process: every crop once, over all processes.
+
+    Every process gets equally many batches, so that none waits for another in a collective operation: they differ in
+    size by at most one crop. Where there are fewer crops than processes, each process takes all, which leaves every
+    mean as it is.
+
+    Args:
+        num_crops: of the whole validation, at least one.
+        batch: crops of a batch at most; 1 counts as 2, since equally many batches need room for one crop more.
+        rank: number of this process.
+        world: number of processes.
+
+    Returns:
+        Numbers of crops, in [0, num_crops).
+    """
+    if num_crops < world:
+        rank, world = 0, 1
+    most = -(-num_crops // world)
+    num_batches = -(-most // max(2, batch))
+    mine = list(range(rank, num_crops, world))
+    borders = [len(mine) * i // num_batches for i in range(num_batches + 1)]
+    return [mine[start:stop] for start, stop in pairwise(borders)]
+
+
+def _philox(seed: int, number: int, stream: int) -> np.random.Philox:
+    # The key names the seed and the number; the counter's top word, which no stream can count up to, the purpose.
+    return np.random.Philox(key=np.array([seed, number], dtype=np.uint64), counter=[0, 0, 0, stream])

@@ -1,0 +1,94 @@
+"""One track of the shards: its record, and its two members in a tar.
+
+K codebooks, T frames.
+"""
+
+import io
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from musicgen_ft.corpus.labels import Labels
+
+Codes = npt.NDArray[np.uint16]
+
+CODES_MEMBER = "codes.npy"
+META_MEMBER = "json"
+MAX_KEY_BYTES = 80
+"""A tar's USTAR header holds a name of 100 bytes."""
+
+# WebDataset takes everything after the first dot of a name as the member's kind.
+_KEY = re.compile(r"[^./\\\s\x00-\x1f]+(/[^./\\\s\x00-\x1f]+)*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackMeta:
+    """What is known of a track beside its codes."""
+
+    labels: Labels
+    """Its labels."""
+    relative_path: str
+    """Path of its audio under the corpus, with forward slashes."""
+    num_frames: int
+    """T."""
+    duration_s: float
+    """Seconds of its audio."""
+    source: dict[str, Any] = field(default_factory=dict)
+    """Whatever else prepare found out: sample rate, channels, quality figures. Plain JSON."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Track:
+    """One track: its codes and what is known of it."""
+
+    key: str
+    """Unique in the folder; no dots, no blanks, at most 80 bytes."""
+    codes: Codes
+    """uint16 [K, T], each in [0, card)."""
+    meta: TrackMeta
+    """The rest."""
+
+    def __post_init__(self) -> None:
+        if not _KEY.fullmatch(self.key) or len(self.key.encode()) > MAX_KEY_BYTES:
+            raise ValueError(
+                f"key {self.key!r}: expected 1 to {MAX_KEY_BYTES} bytes without dots, blanks and backslashes"
+            )
+        if self.codes.dtype != np.uint16 or self.codes.ndim != 2 or self.codes.shape[1] != self.meta.num_frames:
+            found = f"{self.codes.dtype} {list(self.codes.shape)}"
+            raise ValueError(f"track {self.key}: codes are {found}, expected uint16 [K, {self.meta.num_frames}]")
+
+
+def encode_codes(codes: Codes) -> bytes:
+    """The bytes of ``codes`` as npy version 1.0 in C order: a header, then exactly ``2 * K * T`` bytes."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(codes, dtype="<u2"), version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def decode_codes(data: bytes) -> Codes:
+    """uint16 [K, T] from the bytes of an npy file; nothing is ever unpickled."""
+    codes = np.load(io.BytesIO(data), allow_pickle=False)
+    assert codes.dtype == np.uint16, f"codes.npy holds {codes.dtype}"
+    return codes  # type: ignore[no-any-return]  # np.load is untyped
+
+
+def encode_meta(meta: TrackMeta) -> bytes:
+    """The bytes of ``meta`` as JSON, the same for equal values."""
+    values = {
+        "labels": meta.labels.to_dict(),
+        "relative_path": meta.relative_path,
+        "num_frames": meta.num_frames,
+        "duration_s": meta.duration_s,
+        "source": meta.source,
+    }
+    return json.dumps(values, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")).encode()
+
+
+def decode_meta(data: bytes) -> TrackMeta:
+    """The inverse of ``encode_meta``."""
+    values = json.loads(data)
+    return TrackMeta(**{**values, "labels": Labels.from_dict(values["labels"])})

@@ -1,0 +1,52 @@
+"""The loss of MusicGen: cross-entropy of each codebook over its own valid frames.
+
+B batch, K codebooks, T frames.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class CodebookLoss(NamedTuple):
+    """Cross-entropies in nats."""
+
+    ce: Tensor
+    """Scalar: the mean over codebooks."""
+    ce_per_codebook: Tensor
+    """float [K], detached."""
+
+
+def codebook_sums(logits: Tensor, codes: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of cross-entropies and numbers of valid frames, each float32 [K]; see ``codebook_cross_entropy``."""
+    if logits.shape[:3] != codes.shape or mask.shape != codes.shape:
+        shapes = tuple(logits.shape), tuple(codes.shape), tuple(mask.shape)
+        raise ValueError(f"logits {shapes[0]}, codes {shapes[1]} and mask {shapes[2]} do not fit one another")
+    sums = []
+    for k in range(codes.shape[1]):
+        valid = mask[:, k]  # chosen first, so that neither NaN nor the special token reaches the loss
+        sums.append(F.cross_entropy(logits[:, k][valid].float(), codes[:, k][valid], reduction="sum"))
+    return torch.stack(sums), mask.sum((0, 2)).float()
+
+
+def codebook_cross_entropy(logits: Tensor, codes: Tensor, mask: Tensor) -> CodebookLoss:
+    """Mean cross-entropy over codebooks, each averaged over its own valid frames.
+
+    Args:
+        logits: float [B, K, T, card], aligned with ``codes``; NaN where the delay pattern is invalid.
+        codes: int64 [B, K, T], values in [0, card) where the mask is true.
+        mask: bool [B, K, T], true where a frame counts: it is no padding, and the pattern predicts it.
+
+    Returns:
+        The loss; a codebook without a valid frame counts as 0.
+
+    Raises:
+        ValueError: if shapes disagree.
+
+    Source: MusicGen (arXiv:2306.05284); the weighting of audiocraft's ``MusicGenSolver._compute_cross_entropy``.
+    """
+    sums, counts = codebook_sums(logits, codes, mask)
+    ce_per_codebook = sums / counts.clamp(min=1)
+    return CodebookLoss(ce_per_codebook.mean(), ce_per_codebook.detach())

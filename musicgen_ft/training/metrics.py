@@ -1,0 +1,123 @@
+"""Where the numbers of a run go: always into ``metrics.csv``, on request into TensorBoard and wandb."""
+
+import csv
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from musicgen_ft.config import FinetuneConfig, to_plain
+
+logger = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.csv"
+
+
+def metric_names(n_q: int) -> tuple[str, ...]:
+    """Names of all metrics of a run."""
+    codebooks = range(1, n_q + 1)
+    return (
+        "train/ce",
+        *(f"train/ce_q{k}" for k in codebooks),
+        "train/grad_norm",
+        "train/lr",
+        "perf/frames_per_s",
+        "valid/ce",
+        "valid/ppl",
+        *(f"valid/ce_q{k}" for k in codebooks),
+    )
+
+
+class MetricsCSV(Logger):
+    """``metrics.csv``: one row for each step with something to tell, empty where it tells nothing of a metric.
+
+    Rows are only ever appended. A resumed run first drops the rows after the step that it goes on from, which it will
+    write again; Lightning's own CSV logger drops all earlier rows.
+    """
+
+    def __init__(self, folder: Path, n_q: int) -> None:
+        super().__init__()
+        self.path = folder / METRICS_FILE
+        self._columns = ("step", *metric_names(n_q))
+
+    @property
+    def name(self) -> str:
+        """Of this logger."""
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        """There is one."""
+        return "0"
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """The run's config is in ``config.yaml``."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Appends a row."""
+        is_new = not self.path.is_file()
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, self._columns)
+            if is_new:
+                writer.writeheader()
+            writer.writerow({"step": step} | {name: f"{value:.6g}" for name, value in metrics.items()})
+
+    @rank_zero_only
+    def truncate(self, step: int) -> None:
+        """Drops the rows after ``step``, and a last row that a kill has cut."""
+        if not self.path.is_file():
+            return
+        with self.path.open(newline="") as file:
+            header, *rows = list(csv.reader(file))
+        kept = [row for row in rows if len(row) == len(header) and row[0].isdigit() and int(row[0]) <= step]
+        temporary = self.path.with_name(f".{self.path.name}.tmp-{os.getpid()}")
+        with temporary.open("w", newline="") as file:
+            csv.writer(file).writerows([header, *kept])
+        os.replace(temporary, self.path)
+
+
+def build_loggers(config: FinetuneConfig, run: Path, n_q: int, *, wandb_id: str) -> list[Logger]:
+    """The loggers that the config asks for; the CSV comes first."""
+    loggers: list[Logger] = [MetricsCSV(run, n_q)]
+    if config.tensorboard:
+        loggers.append(TensorBoardLogger(str(run), name="tensorboard", version=""))
+    if config.wandb != "off":
+        loggers.append(_wandb(config, run, wandb_id))
+    return loggers
+
+
+def _wandb(config: FinetuneConfig, run: Path, wandb_id: str) -> WandbLogger:
+    """A wandb run that a resumed run goes on with; without an account, or a network, it is kept offline."""
+    (run / "wandb").mkdir(parents=True, exist_ok=True)  # else wandb takes the temporary folder
+    offline = config.wandb == "offline" or (config.wandb == "auto" and not _has_wandb_account())
+    if offline:
+        logger.info(f"wandb: offline, in {run / 'wandb'}; send it later with `wandb sync`")
+    arguments: dict[str, Any] = {
+        "project": config.wandb_project,
+        "name": run.name,
+        "save_dir": str(run),
+        "id": wandb_id,
+        "resume": "allow",
+        "config": to_plain(config),
+    }
+    wandb_logger = WandbLogger(offline=offline, **arguments)
+    if offline:
+        return wandb_logger
+    try:
+        _ = wandb_logger.experiment
+    except Exception as error:  # wandb raises its own kinds for a refused key and for no network
+        logger.warning(f"wandb: {str(error).splitlines()[0]}; going on offline, in {run / 'wandb'}")
+        return WandbLogger(offline=True, **arguments)
+    return wandb_logger
+
+
+def _has_wandb_account() -> bool:
+    import wandb
+
+    return bool(wandb.Api.__module__ and (os.environ.get("WANDB_API_KEY") or wandb.api.api_key))

@@ -1,0 +1,55 @@
+import pytest
+import torch
+from lightning.pytorch.plugins import HalfPrecision
+from lightning.pytorch.utilities import move_data_to_device
+from torch.utils.data._utils.pin_memory import pin_memory
+
+from musicgen_ft.shards.batch import Batch, Crop, collate
+
+B, K, T = 2, 3, 5
+
+
+@pytest.fixture
+def batch() -> Batch:
+    codes = torch.arange(B * K * T).reshape(B, K, T)
+    mask = torch.arange(T) < torch.tensor([[5], [2]])
+    return collate(
+        [
+            Crop(codes[0], mask[0], description="calm", key="a", position=7),
+            Crop(codes[1], mask[1], description=None, key="b", position=8),
+        ]
+    )
+
+
+def test_collate_stacks_in_order(batch: Batch) -> None:
+    assert torch.equal(batch.codes, torch.arange(B * K * T).reshape(B, K, T))
+    assert batch.mask.tolist() == [[True] * 5, [True, True, False, False, False]]
+    assert batch[2:] == (("calm", None), ("a", "b"), (7, 8))
+
+
+def test_lightning_moves_a_batch_to_a_device(batch: Batch) -> None:
+    moved = move_data_to_device(batch, torch.device("meta"))
+
+    assert isinstance(moved, Batch)
+    assert (moved.codes.device.type, moved.mask.device.type) == ("meta", "meta")
+    assert moved[2:] == batch[2:]
+
+
+def test_lightning_leaves_a_batch_whole_in_half_precision(batch: Batch) -> None:
+    # A frozen dataclass raises here: "A frozen dataclass was passed to `apply_to_collection`".
+    converted = HalfPrecision("bf16-true").convert_input(batch)
+
+    assert isinstance(converted, Batch)
+    assert (converted.codes.dtype, converted.mask.dtype) == (torch.int64, torch.bool)
+    assert converted[2:] == batch[2:]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_dataloader_pins_a_batch_and_it_moves_to_the_gpu(batch: Batch) -> None:
+    pinned = pin_memory(batch)
+    moved = move_data_to_device(pinned, "cuda")
+
+    assert pinned.codes.is_pinned() and pinned.mask.is_pinned()
+    assert isinstance(moved, Batch) and moved.codes.is_cuda
+    assert torch.equal(moved.codes.cpu(), batch.codes)

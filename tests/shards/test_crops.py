@@ -1,0 +1,148 @@
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from musicgen_ft.corpus.labels import Labels
+from musicgen_ft.shards.batch import Crop
+from musicgen_ft.shards.crops import CropDataset, ValidDataset
+from musicgen_ft.shards.format import Split
+from musicgen_ft.shards.index import ShardIndex
+from musicgen_ft.shards.track import Track
+
+Tracks = dict[Split, list[Track]]
+
+CARD, SEGMENT = 50, 20
+
+
+class Captions:
+    def describe(self, labels: Labels, rng: np.random.Generator) -> str | None:
+        return f"{labels.description} {rng.integers(10)}"
+
+    def plain(self, labels: Labels) -> str | None:
+        return labels.description
+
+
+@pytest.fixture
+def index(shards: Path) -> ShardIndex:
+    return ShardIndex.open(shards)
+
+
+def crops_of(index: ShardIndex, **changed: Any) -> CropDataset:
+    settings: dict[str, Any] = {"segment_frames": SEGMENT, "card": CARD, "seed": 3, "global_batch": 4} | changed
+    return CropDataset(index.split("train"), captions=Captions(), **settings)
+
+
+def contains(codes: np.ndarray, crop: np.ndarray) -> bool:
+    windows = np.lib.stride_tricks.sliding_window_view(codes, crop.shape[1], axis=1)  # [K, starts, T]
+    return bool((windows == crop[:, None]).all(axis=(0, 2)).any())
+
+
+def test_an_epoch_passes_about_once_over_every_track(index: ShardIndex, tracks: Tracks) -> None:
+    crops = crops_of(index)
+
+    found = Counter(crops[position].key for position in range(crops.num_slots))
+
+    assert list(found[track.key] for track in tracks["train"]) == [1, 2, 4, 1, 3, 2]
+
+
+def test_a_crop_is_a_stretch_of_its_track_padded_with_the_special_token(index: ShardIndex, tracks: Tracks) -> None:
+    crops = crops_of(index)
+    by_key = {track.key: track.codes for track in tracks["train"]}
+
+    for position in range(2 * crops.num_slots):
+        crop = crops[position]
+        codes, T = by_key[crop.key], int(crop.mask.sum())
+        assert (crop.codes.dtype, crop.codes.shape, crop.mask.shape) == (torch.int64, (3, SEGMENT), (SEGMENT,))
+        assert T == min(SEGMENT, codes.shape[1])
+        assert crop.mask.tolist() == [True] * T + [False] * (SEGMENT - T)
+        assert contains(codes, crop.codes[:, :T].numpy())
+        assert (crop.codes[:, T:] == CARD).all()
+
+
+def test_crops_start_anywhere_in_the_track(index: ShardIndex) -> None:
+    crops = crops_of(index)
+
+    # Track 1 has 41 frames, so that 22 starts are possible; its frame t of codebook 0 holds (t + 1) % 50.
+    starts = {int(crop.codes[0, 0]) - 1 for crop in map(crops.__getitem__, range(4000)) if crop.key == "track_001"}
+
+    assert starts == set(range(22))
+
+
+def equal(first: Crop, second: Crop) -> bool:
+    return torch.equal(first.codes, second.codes) and first[2:] == second[2:]
+
+
+def test_a_crop_is_a_pure_function_of_seed_and_position(index: ShardIndex) -> None:
+    forward, backward = crops_of(index), crops_of(index)
+
+    there = [forward[position] for position in range(30)]
+    back = [backward[position] for position in reversed(range(30))][::-1]
+
+    assert all(equal(first, second) for first, second in zip(there, back, strict=True))
+    assert not all(equal(first, crops_of(index, seed=4)[first.position]) for first in there)
+
+
+def test_dropped_texts_match_their_probability_and_leave_the_crops_as_they_are(index: ShardIndex) -> None:
+    kept, dropped = crops_of(index), crops_of(index, cfg_dropout=0.3)
+    pairs = [(kept[position], dropped[position]) for position in range(2000)]
+
+    rate = sum(crop.description is None for _, crop in pairs) / 2000
+
+    assert abs(rate - 0.3) < 5 * 0.0103  # 5 sigma of binomial(2000, 0.3) / 2000
+    assert all(crop.description is not None for crop, _ in pairs)
+    assert all(torch.equal(first.codes, second.codes) for first, second in pairs)
+    assert all(second.description in (first.description, None) for first, second in pairs)
+
+
+def test_dropout_by_step_drops_all_texts_of_a_step_or_none(index: ShardIndex) -> None:
+    crops = crops_of(index, cfg_dropout=0.3, cfg_dropout_scope="step")
+    steps = [{crops[4 * step + i].description is None for i in range(4)} for step in range(600)]
+
+    assert all(len(is_dropped) == 1 for is_dropped in steps)
+    assert abs(sum(is_dropped == {True} for is_dropped in steps) / 600 - 0.3) < 5 * 0.0187  # 5 sigma of 600 draws
+
+
+@pytest.mark.parametrize("scope", ["sample", "step"])
+@pytest.mark.parametrize(("probability", "is_dropped"), [(0.0, False), (1.0, True)])
+def test_dropout_of_nothing_and_of_everything(
+    index: ShardIndex, scope: str, probability: float, is_dropped: bool
+) -> None:
+    crops = crops_of(index, cfg_dropout=probability, cfg_dropout_scope=scope)
+
+    assert {crops[position].description is None for position in range(50)} == {is_dropped}
+
+
+def test_a_probability_out_of_range_is_refused(index: ShardIndex) -> None:
+    with pytest.raises(ValueError, match=r"cfg_dropout is 1\.5, expected a probability in \[0, 1\]"):
+        crops_of(index, cfg_dropout=1.5)
+
+
+def valid_of(index: ShardIndex, max_crops: int) -> list[Crop]:
+    crops = ValidDataset(
+        index.split("valid"), segment_frames=SEGMENT, card=CARD, captions=Captions(), max_crops=max_crops
+    )
+    return [crops[number] for number in range(len(crops))]
+
+
+def test_validation_crops_follow_each_other_without_overlap(index: ShardIndex, tracks: Tracks) -> None:
+    found = valid_of(index, max_crops=99)
+
+    # 44 frames are 2 crops, the rest of 4 is less than half of one; 12 frames are all there is; 99 frames are 5.
+    expected = [(0, 0, 20), (0, 20, 40), (1, 0, 12), (2, 0, 20), (2, 20, 40), (2, 40, 60), (2, 60, 80), (2, 80, 99)]
+    assert len(found) == len(expected)
+    for number, (crop, (i, start, stop)) in enumerate(zip(found, expected, strict=True)):
+        track = tracks["valid"][i]
+        np.testing.assert_array_equal(crop.codes[:, crop.mask].numpy(), track.codes[:, start:stop])
+        assert (crop.key, crop.description, crop.position) == (track.key, track.meta.labels.description, number)
+
+
+def test_fewer_validation_crops_are_spread_evenly(index: ShardIndex) -> None:
+    assert [crop.key for crop in valid_of(index, max_crops=4)] == ["track_100", "track_101", "track_102", "track_102"]
+
+
+def test_there_may_be_no_validation_crop(index: ShardIndex) -> None:
+    assert valid_of(index, max_crops=0) == []

@@ -1,0 +1,40 @@
+"""Any webdataset reader opens the shards."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import webdataset
+
+from musicgen_ft.shards.format import Split
+from musicgen_ft.shards.track import Track
+
+Tracks = dict[Split, list[Track]]
+
+
+def assert_reads(url: str, tracks: list[Track]) -> None:
+    samples = list(webdataset.WebDataset(url, shardshuffle=False).decode())
+    assert [sample["__key__"] for sample in samples] == [track.key for track in tracks]
+    for sample, track in zip(samples, tracks, strict=True):
+        assert sample["codes.npy"].dtype == np.uint16
+        np.testing.assert_array_equal(sample["codes.npy"], track.codes)
+        assert sample["json"] == {
+            "labels": track.meta.labels.to_dict(),
+            "relative_path": track.meta.relative_path,
+            "num_frames": track.meta.num_frames,
+            "duration_s": track.meta.duration_s,
+            "source": track.meta.source,
+        }
+
+
+def test_webdataset_reads_from_disk(shards: Path, tracks: Tracks) -> None:
+    assert_reads(str(shards / "train-{000000..000001}.tar"), tracks["train"])
+    assert_reads(str(shards / "valid-000000.tar"), tracks["valid"])
+
+
+def test_webdataset_reads_over_http(server: tuple[str, list[str]], tracks: Tracks) -> None:
+    # webdataset reads http through curl; without it, through the pipe that any program can feed.
+    url = f"{server[0]}/train-000000.tar"
+    fetch = "import sys, urllib.request as r; sys.stdout.buffer.write(r.urlopen(sys.argv[1]).read())"
+    assert_reads(url if shutil.which("curl") else f"pipe:{sys.executable} -c '{fetch}' {url}", tracks["train"][:4])
