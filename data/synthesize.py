@@ -5,12 +5,9 @@
     python data/synthesize.py --out corpus --genres techno --genres waltz
 """
 
-import sys
-
-from tqdm import tqdm
-
 from musicgen_ft.cli import run_recipe
 from musicgen_ft.config import SynthesizeConfig
+from musicgen_ft.terminal import progress_bar
 
 
 def main(config: SynthesizeConfig) -> None:
@@ -20,7 +17,7 @@ def main(config: SynthesizeConfig) -> None:
 
     with (
         atomic_folder(config.out) as folder,
-        tqdm(total=config.tracks, desc="synthesize", unit="track", file=sys.stderr) as bar,
+        progress_bar(total=config.tracks, desc="synthesize", unit="track") as bar,
     ):
         synthesize_corpus(
             folder,

@@ -1,11 +1,13 @@
 """Reading weight files without running anything that they hold: safetensors, or pickles restricted to tensors."""
 
+import os
 import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from musicgen_ft.errors import UserError
@@ -45,6 +47,14 @@ def read_folder(folder: Path, prefix: str = "") -> dict[str, Tensor]:
             parts = sorted(set(read_json(index)["weight_map"].values()))
             return {key: value for part in parts for key, value in read(folder / part, prefix).items()}
     raise UserError(f"{folder} has neither model.safetensors nor pytorch_model.bin. Fetch the base again.")
+
+
+def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Writes tensors, readable as the user's other files are: safetensors itself leaves them to the owner alone."""
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path, metadata)
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def _read_safetensors(path: Path, prefix: str) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -132,6 +133,18 @@ def open_base(name: str) -> Base:
         f"{name} is no MusicGen base: {folder} holds neither config.json with weights (transformers) nor "
         f"{audiocraft_format.LM_FILE} with {audiocraft_format.CODEC_FILE} (audiocraft)."
     )
+
+
+def license_of(base: Base) -> str:
+    """The licence of the base's weights, as its card says; the released models are CC-BY-NC 4.0."""
+    if base.name == "nano":
+        return "mit"
+    card = base.folder / "README.md"
+    if card.is_file():
+        found = re.search(r"^license:\s*(\S+)\s*$", card.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+        if found:
+            return found[1]
+    return "cc-by-nc-4.0" if base.name.startswith("facebook/musicgen-") else "unknown"
 
 
 def build_lm(config: LMConfig, state: State, *, where: str) -> LanguageModel:

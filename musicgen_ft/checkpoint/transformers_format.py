@@ -1,15 +1,13 @@
 """The generator folder of transformers: ``MusicgenForConditionalGeneration`` as hub repositories hold it (spec 8)."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 from transformers import (
     AutoTokenizer,
     EncodecConfig,
+    EncodecFeatureExtractor,
     EncodecModel,
     GenerationConfig,
     MusicgenConfig,
@@ -19,7 +17,7 @@ from transformers import (
 )
 
 from musicgen_ft.checkpoint.names import State, from_ours, to_ours, transformers_pairs
-from musicgen_ft.weights import read_folder
+from musicgen_ft.weights import read_folder, write_safetensors
 from musicgen_ft.codec import Codec
 from musicgen_ft.errors import UserError
 from musicgen_ft.files import read_json
@@ -28,7 +26,6 @@ from musicgen_ft.model.lm import LMConfig
 
 # The position table is recomputed by everyone; files from before transformers 5 still carry it.
 _STALE = ("model.decoder.embed_positions.weights",)
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
 
 
 def read_config(folder: Path) -> MusicgenConfig:
@@ -168,7 +165,7 @@ def write_folder(folder: Path, lm: State, config: LMConfig, codec: Codec, text_e
     """
     composite = build_config(config, codec, text_encoder)
     composite.architectures = ["MusicgenForConditionalGeneration"]
-    composite.dtype = str(next(iter(lm.values())).dtype).removeprefix("torch.")
+    composite.dtype = "float32"  # also over float16 tensors: else T5 and codec would be opened in half precision
     composite.save_pretrained(folder)
     GenerationConfig(
         do_sample=True,
@@ -186,7 +183,7 @@ def write_folder(folder: Path, lm: State, config: LMConfig, codec: Codec, text_e
         for name, value in text_encoder.encoder.state_dict().items()
         if name != "encoder.embed_tokens.weight"  # tied to shared.weight
     }
-    save_file({name: value.cpu().contiguous() for name, value in state.items()}, folder / "model.safetensors", {"format": "pt"})
+    write_safetensors(folder / "model.safetensors", state, {"format": "pt"})
     text_encoder.tokenizer.save_pretrained(folder)
     _write_feature_extractor(folder, codec)
 
@@ -199,16 +196,7 @@ def write_text_encoder(folder: Path, text_encoder: TextEncoder) -> None:
     text_encoder.tokenizer.save_pretrained(folder)
 
 
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copies the tokenizer's files that are there."""
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
-
-
 def _write_feature_extractor(folder: Path, codec: Codec) -> None:
-    from transformers import EncodecFeatureExtractor
-
     EncodecFeatureExtractor(
         feature_size=codec.spec.channels, sampling_rate=codec.spec.sample_rate, padding_side="left", padding_value=0.0
     ).save_pretrained(folder)
@@ -218,8 +206,3 @@ def _parametrized(name: str) -> str:
     """Names of weight norm as transformers 5 has them; hub files of 2023 use the older ones."""
     name = name.replace("weight_g", "parametrizations.weight.original0")
     return name.replace("weight_v", "parametrizations.weight.original1")
-
-
-def half(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors in fp16."""
-    return {name: value.half() for name, value in state.items()}

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from musicgen_ft.errors import UserError
+from musicgen_ft.generation.decode import Progress
 from musicgen_ft.generation.options import GenerationOptions
 from musicgen_ft.model.conditioning import TextEncoder
 
@@ -55,8 +56,16 @@ def logits(generator: Any, codes: Tensor, descriptions: Sequence[str | None]) ->
     return output.logits, output.mask
 
 
-def generate(generator: Any, descriptions: Sequence[str | None], options: GenerationOptions, *, seed: int) -> Tensor:
+def generate(
+    generator: Any,
+    descriptions: Sequence[str | None],
+    options: GenerationOptions,
+    *,
+    seed: int,
+    progress: Progress | None = None,
+) -> Tensor:
     """Waveforms float [B, C, L] of one batch. audiocraft draws from torch's global generator: seeded for the batch."""
+    generator.set_custom_progress_callback(progress)
     generator.set_generation_params(
         use_sampling=options.sampling.temperature > 0,
         top_k=options.sampling.top_k,
@@ -67,7 +76,9 @@ def generate(generator: Any, descriptions: Sequence[str | None], options: Genera
         extend_stride=options.stride_s,
     )
     torch.manual_seed(seed)
-    waveforms = generator.generate([description or "" for description in descriptions])
+    waveforms = generator.generate(
+        [description or "" for description in descriptions], progress=progress is not None
+    )
     assert isinstance(waveforms, Tensor)
     return waveforms.cpu()
 

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer, MusicgenForConditionalGeneration
+from transformers.utils.logging import disable_progress_bar
 
 from musicgen_ft.generation.options import GenerationOptions
 
 
 def open_generator(folder: Path, *, device: str = "cpu") -> Any:
     """The folder's ``MusicgenForConditionalGeneration`` in fp32, with its tokenizer, from local files alone."""
+    disable_progress_bar()
     model = MusicgenForConditionalGeneration.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32)
     model.tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     return model.to(device).eval()

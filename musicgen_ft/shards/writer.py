@@ -4,6 +4,7 @@ K codebooks, T frames.
 """
 
 import logging
+import re
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -157,6 +158,19 @@ class ShardWriter:
                 f"{self._folder} was begun with another codec or config ({sidecar.shard.name}). "
                 f"Remove it or choose another --out, then run: {PREPARE_COMMAND}"
             )
+
+
+def refuse_foreign_files(folder: Path) -> None:
+    """Raises UserError if a folder to write into is complete, or holds anything but shards begun by a writer."""
+    if folder.is_file():
+        raise UserError(f"{folder} is a file, expected a folder to write into. Choose another --out.")
+    if not folder.is_dir():
+        return
+    if (folder / MANIFEST_NAME).exists():
+        raise UserError(f"{folder} holds complete shards ({MANIFEST_NAME} is there). Choose another --out.")
+    for file in sorted(folder.iterdir()):
+        if not re.fullmatch(r"\.?(train|valid)-\d{6}\.(tar|index\.json)(\.tmp-\d+)?", file.name):
+            raise UserError(f"{folder} is not empty: it holds {file.name}, no shard. Choose another --out.")
 
 
 class _OpenShard:

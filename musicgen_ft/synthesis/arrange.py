@@ -66,7 +66,7 @@ class Bar(NamedTuple):
     number: int
     """Position in the track."""
     section: str
-    """"A" or "B": sections of one letter share harmony, rhythms and melody; the intro is an "A" without its lead."""
+    """A letter: sections of one letter share harmony, rhythms and melody; the intro is an "A" without its lead."""
     position: int
     """Bar of the section, 0 to 3."""
     chord: Chord
@@ -91,7 +91,7 @@ class _Clock:
         pair, inside = divmod(step, 2 * unit)
         share = inside * (1 + late) if inside <= unit else 2 * unit - (2 * unit - inside) * (1 - late)
         jitter = float(self.rng.normal(0, self.looseness_s)) if self.looseness_s else 0.0
-        return max(0.0, (pair * 2 * unit + share) * self.step_s + max(-3 * self.looseness_s, jitter))
+        return max(0.0, (pair * 2 * unit + share) * self.step_s + jitter)
 
 
 def compose(genre: Genre, rng: np.random.Generator, duration_s: float) -> Score:
@@ -177,6 +177,7 @@ def _play_part(
 
 
 def _lead(phrase: Phrase, bar: Bar, key: Key, part: Part, genre: Genre) -> list[tuple[Event, list[int]]]:
+    """The melody of one bar."""
     sung = sing_bar(phrase, bar.position, bar.chord, key, part.centre, genre.steps_per_bar)
     return [(event, [pitch]) for event, pitch in sung]
 

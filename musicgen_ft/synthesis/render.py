@@ -40,7 +40,7 @@ def render_track(
         seed: of the corpus.
         number: of the track in the corpus.
         genre: a name in ``GENRES``; None takes them in turn.
-        duration_s: length.
+        duration_s: length; in less than a bar not every instrument of the labels is heard.
         sample_rate: in Hz; it does not change what is played.
 
     Raises:

@@ -78,7 +78,7 @@ class Key:
     def scale_over(self, chord: Chord) -> frozenset[int]:
         """Pitch classes that sound well over a chord: the scale, giving way where the chord borrows a note.
 
-        Over V in minor the raised seventh replaces the natural one, for instance.
+        Over V in minor, for instance, the raised seventh keeps out its neighbours, the natural seventh and the tonic.
         """
         borrowed = chord.pitch_classes - self.pitch_classes
         clashes = {(pitch + step) % 12 for pitch in borrowed for step in (-1, 1)} - chord.pitch_classes

@@ -60,7 +60,7 @@ def tone(
         vibrato_cents: depth of a vibrato of 5.5 Hz that sets in after a moment.
     """
     num_harmonics = max(1, min(_MAX_HARMONICS, int(BANDWIDTH * sample_rate / frequency_hz)))
-    table_size = 1 << max(6, math.ceil(math.log2(8 * num_harmonics)))  # 8 points in the shortest period: -64 dB
+    table_size = 1 << max(9, math.ceil(math.log2(8 * num_harmonics)))  # between its points lines are straight
     time_s = np.arange(length) / sample_rate
     cycles = phase + frequency_hz * time_s
     if vibrato_cents:

@@ -39,6 +39,7 @@ class FinetuneModule(lightning.LightningModule):
         """Every metric's newest value, on rank zero and all others."""
         self._micro: list[Tensor] = []
         self._valid: Tensor | None = None
+        self._base_ce: float | None = None
         self._frames, self._since = 0, 0.0
 
     # ---- training ----------------------------------------------------------------------------------------------------
@@ -124,6 +125,8 @@ class FinetuneModule(lightning.LightningModule):
         metrics = {"valid/ce": ce.item(), "valid/ppl": ce.exp().item()}
         metrics |= {f"valid/ce_q{k + 1}": value for k, value in enumerate(per_codebook.tolist())}
         self._report(metrics, self.global_step)
+        if self.global_step == 0:
+            self._base_ce = metrics["valid/ce"]
         self.log("valid/ce", ce.float(), logger=False)  # for callbacks that monitor it
         if self._averages():
             assert self.ema is not None
@@ -158,9 +161,10 @@ class FinetuneModule(lightning.LightningModule):
             self.ema.to(device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the average."""
+        """Adds the average, and the losses that a model card tells."""
         if self.ema is not None:
             checkpoint["ema"] = self.ema.state_dict()
+        checkpoint["musicgen_ft"] = {"valid_ce": self.latest.get("valid/ce"), "base_ce": self._base_ce}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes the average up again.
@@ -172,3 +176,7 @@ class FinetuneModule(lightning.LightningModule):
             raise UserError("the checkpoint and the config disagree on ema_decay. Resume with the run's own config.")
         if self.ema is not None:
             self.ema.load_state_dict(checkpoint["ema"])
+        losses = checkpoint["musicgen_ft"]
+        self._base_ce = losses["base_ce"]
+        if losses["valid_ce"] is not None:
+            self.latest["valid/ce"] = losses["valid_ce"]

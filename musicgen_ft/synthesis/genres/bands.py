@@ -76,7 +76,7 @@ REGGAE = Genre(
             patterns=("x-x-x---x-x-x---", "..x-x-x-x-----..", "x---x-x-x-x-----"),
             centre=69,
             gain_db=-5,
-            echo=0.45,
+            echo=0.3,
         ),
         Part(
             role="chords",

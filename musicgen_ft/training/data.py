@@ -1,0 +1,47 @@
+"""The data of a run, by its config."""
+
+from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.corpus.captions import CaptionPolicy
+from musicgen_ft.errors import UserError
+from musicgen_ft.shards.datamodule import ShardDataModule
+from musicgen_ft.shards.index import ShardIndex
+from musicgen_ft.training.run import Probe
+from musicgen_ft.training.trainer import Placement
+
+_PROBE_S = 4.0
+
+
+def build_data(config: FinetuneConfig, index: ShardIndex, placement: Placement) -> ShardDataModule:
+    """Crops, captions and dropout as the config says.
+
+    Raises:
+        UserError: if there is nothing to train on.
+    """
+    if index.manifest.num_tracks["train"] == 0:
+        raise UserError(f"{config.shards} holds no track to train on. Prepare more tracks, or lower --valid_fraction.")
+    return ShardDataModule(
+        index=index,
+        segment_frames=max(1, round(config.segment_s * index.manifest.codec.frame_rate)),
+        global_batch=config.batch_size,
+        micro_batch=placement.micro_batch,
+        num_steps=config.max_steps,
+        seed=config.seed,
+        captions=CaptionPolicy(
+            source=config.caption_source,
+            merge_text_p=config.merge_text_p,
+            drop_desc_p=config.drop_desc_p,
+            field_keep_p=config.field_keep_p,
+            word_dropout=config.word_dropout,
+        ),
+        cfg_dropout=config.cfg_dropout,
+        cfg_dropout_scope=config.cfg_dropout_scope,
+        num_workers=config.num_workers,
+        valid_max_crops=config.valid_max_clips,
+    )
+
+
+def probe(data: ShardDataModule) -> Probe:
+    """A few seconds of real codes with their text: of a held-out track where there is one."""
+    crop = data.valid_crops[0] if len(data.valid_crops) else data.train_crops[0]
+    num_frames = min(int(crop.mask.sum()), round(_PROBE_S * data.index.manifest.codec.frame_rate))
+    return Probe(crop.codes[None, :, :num_frames], crop.description or "")

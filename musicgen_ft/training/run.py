@@ -1,0 +1,212 @@
+"""The folder of a run: what it was started with, and what it has come to.
+
+``config.yaml`` the resolved config, ``run.json`` where everything came from, ``probe.safetensors`` real codes to check
+an export with, ``metrics.csv``, ``checkpoints/best.ckpt`` and ``checkpoints/last.ckpt``.
+"""
+
+import secrets
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import safe_open
+from torch import Tensor
+
+from musicgen_ft.config import FinetuneConfig, write_yaml
+from musicgen_ft.errors import UserError
+from musicgen_ft.files import atomic_path, read_json, refuse_used, write_json
+from musicgen_ft.training.checkpoints import BEST, LAST
+from musicgen_ft.weights import read_pickle, write_safetensors
+
+CONFIG_FILE = "config.yaml"
+INFO_FILE = "run.json"
+PROBE_FILE = "probe.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInfo:
+    """Where a run came from."""
+
+    base: str
+    """Name or folder of its base."""
+    license: str
+    """Licence of the base's weights, which the fine-tuned ones inherit."""
+    shards: str
+    """Folder of its shards."""
+    codec_sha256: str
+    """Hash of the codec that made them."""
+    text_padding: str
+    """What cross-attention did with padded text."""
+    train_tracks: int
+    """Tracks trained on."""
+    train_hours: float
+    """Hours of audio trained on."""
+    valid_tracks: int
+    """Tracks held out."""
+    num_parameters: int
+    """Of the language model."""
+    wandb_id: str
+    """Of the run in wandb, so that a resumed run goes on with it."""
+    toolkit_version: str
+    """The musicgen-ft that started it."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Real codes with their text, to compare an export with the trained model."""
+
+    codes: Tensor
+    """int64 [1, K, T]."""
+    description: str
+
+
+class RunFolder:
+    """The paths and records of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+
+    @classmethod
+    def create(cls, path: Path, config: FinetuneConfig, info: RunInfo, probe: Probe) -> "RunFolder":
+        """Makes a new run's folder with its records; the caller has made sure that the place is free."""
+        run = cls(path)
+        run.checkpoints.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path / CONFIG_FILE) as temporary:
+            write_yaml(temporary, config)
+        with atomic_path(path / PROBE_FILE) as temporary:
+            write_safetensors(temporary, {"codes": probe.codes.to(torch.int32)}, {"description": probe.description})
+        write_json(path / INFO_FILE, asdict(info))
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """An existing run.
+
+        Raises:
+            UserError: if the folder does not exist or holds no run.
+        """
+        if not path.is_dir():
+            raise UserError(f"run {path}: no such folder. Give the --out of a finetune.")
+        if not (path / INFO_FILE).is_file() or not (path / CONFIG_FILE).is_file():
+            raise UserError(f"{path} is no run: {INFO_FILE} or {CONFIG_FILE} is not there. Give the --out of a finetune.")
+        return cls(path)
+
+    def config(self) -> FinetuneConfig:
+        """The resolved config that it was started with."""
+        values = yaml.safe_load((self.path / CONFIG_FILE).read_text(encoding="utf-8"))
+        paths = {"shards", "out", "resume"}
+        try:
+            return FinetuneConfig(**{k: Path(v) if k in paths and v is not None else v for k, v in values.items()})
+        except TypeError as error:
+            raise UserError(f"{self.path / CONFIG_FILE} is of another version of the toolkit: {error}") from error
+
+    def info(self) -> RunInfo:
+        """Where it came from."""
+        values = read_json(self.path / INFO_FILE)
+        names = {field.name for field in fields(RunInfo)}
+        if not isinstance(values, dict) or set(values) != names:
+            raise UserError(f"{self.path / INFO_FILE} is of another version of the toolkit.")
+        return RunInfo(**values)
+
+    def probe(self) -> Probe:
+        """The codes to check an export with."""
+        with safe_open(self.path / PROBE_FILE, framework="pt") as file:
+            return Probe(file.get_tensor("codes").long(), (file.metadata() or {})["description"])
+
+    def checkpoint(self, which: str) -> Path:
+        """The file of ``best`` or ``last``; best falls back to last where there was no validation.
+
+        Raises:
+            UserError: if nothing was saved yet.
+        """
+        names = [BEST, LAST] if which == "best" else [LAST]
+        for name in names:
+            if (self.checkpoints / name).is_file():
+                return self.checkpoints / name
+        raise UserError(f"{self.path} holds no {' or '.join(names)} yet: the run ended before its first save.")
+
+    def read_checkpoint(self, which: str) -> dict[str, Any]:
+        """What a training checkpoint holds, without unpickling.
+
+        Raises:
+            UserError: if there is none, or it holds anything but tensors and plain values.
+        """
+        path = self.checkpoint(which)
+        content = read_pickle(path)
+        if "state_dict" not in content or "global_step" not in content:
+            raise UserError(f"{path} is no training checkpoint: it holds {sorted(content)[:8]}.")
+        return content
+
+
+@dataclass(frozen=True)
+class ExportedWeights:
+    """What a training checkpoint gives to a generator."""
+
+    state: dict[str, Tensor]
+    """The language model's tensors under our names."""
+    metrics: dict[str, Any]
+    """Step, kind of weights, and the validation losses where there are some."""
+
+
+def exported_weights(checkpoint: dict[str, Any], kind: str) -> ExportedWeights:
+    """The averaged or the raw weights of a training checkpoint.
+
+    Args:
+        checkpoint: as ``RunFolder.read_checkpoint`` gives it.
+        kind: ``ema``, ``raw``, or ``auto`` for the average where there is one.
+
+    Raises:
+        UserError: if an average is asked for and there is none.
+    """
+    ema = checkpoint.get("ema")
+    if kind == "ema" and ema is None:
+        raise UserError("--weights ema: the run kept no average (ema_decay 0). Use --weights raw.")
+    state = {name.removeprefix("lm."): value for name, value in checkpoint["state_dict"].items()}
+    takes_ema = ema is not None and kind != "raw"
+    if takes_ema:
+        state |= ema["weights"]
+    losses = checkpoint["musicgen_ft"]
+    metrics = {"step": checkpoint["global_step"], "weights": "averaged" if takes_ema else "raw", **losses}
+    return ExportedWeights(state, metrics)
+
+
+def check_free(config: FinetuneConfig) -> None:
+    """Refuses a new run without shards or folder, or over what another one left.
+
+    Raises:
+        UserError: saying which, and how to go on.
+    """
+    if config.shards is None or config.out is None:
+        raise UserError("expected SHARDS and --out RUN, or --resume RUN. See musicgen-ft finetune --help.")
+    if (config.out / INFO_FILE).is_file():
+        raise UserError(
+            f"{config.out} holds another run. To go on with it: musicgen-ft finetune --resume {config.out}; "
+            "else choose another --out."
+        )
+    refuse_used(config.out)
+
+
+def resumed_config(asked: FinetuneConfig, of_run: FinetuneConfig) -> FinetuneConfig:
+    """The config of a run that is taken up again; only what tells where it runs may be given anew.
+
+    Raises:
+        UserError: if anything else was given.
+    """
+    assert asked.resume is not None
+    free = {"resume", "devices", "num_nodes", "num_workers", "micro_batch_size", "accelerator"}
+    given = {
+        field.name: getattr(asked, field.name)
+        for field in fields(FinetuneConfig)
+        if getattr(asked, field.name) != field.default
+    }
+    if refused := sorted(set(given) - free):
+        raise UserError(f"--resume takes {refused[0]} from the run; found it given too. Leave it out.")
+    return replace(of_run, **{**given, "resume": None, "out": asked.resume})
+
+
+def new_wandb_id() -> str:
+    """Eight letters and digits, as wandb's own."""
+    return secrets.token_hex(4)

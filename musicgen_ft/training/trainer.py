@@ -1,0 +1,118 @@
+"""Where a run runs, and Lightning's trainer for it."""
+
+import logging
+from dataclasses import dataclass
+
+import lightning
+import torch
+
+from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.errors import UserError
+from musicgen_ft.shards.order import micro_batches_per_step
+from musicgen_ft.shards.progress import MicroBatchProgress
+from musicgen_ft.training.checkpoints import AtomicCheckpointIO, BestAndLast
+from musicgen_ft.training.metrics import MetricsCSV, build_loggers
+from musicgen_ft.training.progress import ProgressBar
+from musicgen_ft.training.run import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """How the batch of one step is shared among devices."""
+
+    accelerator: str
+    """cpu or gpu."""
+    devices: int
+    """Devices of each machine."""
+    world: int
+    """Devices of all machines: the processes of the run."""
+    micro_batch: int
+    """Clips at once on one device."""
+    micro_batches: int
+    """Micro-batches that each device gathers in one step."""
+
+
+def place(config: FinetuneConfig) -> Placement:
+    """Shares the batch among the devices that there are.
+
+    Raises:
+        UserError: if a device that is asked for is missing, or the batch cannot be shared evenly.
+    """
+    num_gpus = torch.cuda.device_count() if config.accelerator != "cpu" else 0
+    if config.accelerator == "gpu" and num_gpus == 0:
+        raise UserError("--accelerator gpu: this machine has no CUDA device. Use --accelerator cpu.")
+    if num_gpus and (config.devices or 0) > num_gpus:
+        raise UserError(f"--devices {config.devices}: this machine has {num_gpus} CUDA devices.")
+    devices = config.devices or num_gpus or 1
+    world = devices * config.num_nodes
+    micro_batch = config.micro_batch_size or max(1, config.batch_size // world)
+    try:
+        micro_batches = micro_batches_per_step(global_batch=config.batch_size, micro_batch=micro_batch, world=world)
+    except ValueError as error:
+        raise UserError(f"--batch_size {config.batch_size} does not fit the devices: {error}") from error
+    return Placement(
+        accelerator="gpu" if num_gpus else "cpu",
+        devices=devices,
+        world=world,
+        micro_batch=micro_batch,
+        micro_batches=micro_batches,
+    )
+
+
+def build_trainer(
+    config: FinetuneConfig, placement: Placement, run: RunFolder, *, n_q: int, has_valid: bool, resume_step: int | None
+) -> lightning.Trainer:
+    """Lightning's trainer: the run is one epoch of ``max_steps`` steps, and nothing is left to Lightning's defaults.
+
+    Args:
+        config: of the run.
+        placement: of ``place``.
+        run: where metrics and checkpoints go.
+        n_q: codebooks, for the names of the metrics.
+        has_valid: whether there are tracks to validate on.
+        resume_step: the step that a resumed run goes on from; later rows of its metrics are dropped.
+    """
+    for name in ("lightning.pytorch", "lightning.fabric"):  # importing them has set their levels to INFO
+        logging.getLogger(name).setLevel(logging.WARNING)
+    loggers = build_loggers(config, run.path, n_q, wandb_id=run.info().wandb_id)
+    if resume_step is not None:
+        assert isinstance(loggers[0], MetricsCSV)
+        loggers[0].truncate(resume_step)
+    return lightning.Trainer(
+        accelerator=placement.accelerator,
+        devices=placement.devices,
+        num_nodes=config.num_nodes,
+        strategy="ddp" if placement.world > 1 else "auto",
+        precision=_precision(config, placement),
+        plugins=[AtomicCheckpointIO()],
+        logger=loggers,
+        callbacks=[
+            MicroBatchProgress(),
+            BestAndLast(run.checkpoints, every_steps=config.save_every_steps),
+            ProgressBar(config.max_steps, every_steps=max(1, config.max_steps // 20)),
+        ],
+        max_steps=config.max_steps,
+        max_epochs=1,
+        accumulate_grad_batches=placement.micro_batches,
+        val_check_interval=_valid_every(config) * placement.micro_batches if has_valid else None,
+        limit_val_batches=None if has_valid else 0,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,  # Lightning's own; BestAndLast saves
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=str(run.path),
+    )
+
+
+def _valid_every(config: FinetuneConfig) -> int:
+    return min(config.valid_every_steps, config.max_steps)
+
+
+def _precision(config: FinetuneConfig, placement: Placement) -> "lightning.pytorch.trainer.connectors.accelerator_connector._PRECISION_INPUT":
+    """Lightning's name: weights and optimizer stay in fp32, matrix products may be in half precision."""
+    auto = "bf16" if placement.accelerator == "gpu" and torch.cuda.is_bf16_supported() else "fp32"
+    chosen = auto if config.precision == "auto" else config.precision
+    if chosen == "bf16":
+        return "bf16-mixed"
+    return "16-mixed" if chosen == "fp16" else "32-true"

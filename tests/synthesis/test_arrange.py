@@ -1,0 +1,103 @@
+"""What is written: melody and bass follow the harmony, motifs come back, drums play their groove."""
+
+import numpy as np
+import pytest
+
+from musicgen_ft.synthesis.arrange import Note, Score, compose
+from musicgen_ft.synthesis.genres import GENRES
+from musicgen_ft.synthesis.style import Drums, Genre, Part
+
+BEAT_S = 0.5
+BAR_S = 4 * BEAT_S
+PLAIN = Genre(
+    name="plain",
+    noun="plain tune",
+    tempo_bpm=(120, 120),
+    progressions={"major": ("I IV V vi",)},
+    moods={"major": ("plain", "even")},
+    parts=(
+        Part(role="lead", instruments=("flute",), patterns=("x-x-x-x-x---x---",), centre=72, gain_db=-6),
+        Part(role="chords", instruments=("piano",), patterns=("x---------------",), centre=60, gain_db=-6),
+        Part(role="bass", instruments=("sub bass",), patterns=("0---2---0---a---",), centre=38, gain_db=-6),
+    ),
+    drums=Drums(kit="drum machine", grooves=({"kick": "X...X...X...X..."},)),
+    looseness_s=0.0,
+)
+ROOTS = {"I": 0, "IV": 5, "V": 7, "vi": 9}
+CHORDS = {0: {0, 4, 7}, 5: {5, 9, 0}, 7: {7, 11, 2}, 9: {9, 0, 4}}
+
+
+def write(genre: Genre = PLAIN, seed: int = 0, duration_s: float = 4 * BAR_S) -> Score:
+    return compose(genre, np.random.default_rng(seed), duration_s)
+
+
+def notes_of(score: Score, role: str) -> tuple[Note, ...]:
+    return next(layer.notes for layer in score.layers if layer.part.role == role)
+
+
+def root_at(score: Score, start_s: float) -> int:
+    """Root of the chord that sounds at a time, in semitones above the tonic."""
+    return list(ROOTS.values())[int(start_s / BAR_S + 1e-6) % 4]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_melody_notes_on_a_beat_are_tones_of_the_chord(seed: int) -> None:
+    score = write(seed=seed)
+    on_beat = [note for note in notes_of(score, "lead") if abs(note.start_s / BEAT_S % 1) < 1e-6]
+    assert len(on_beat) > 8
+    for note in on_beat:
+        assert (note.midi - score.key.tonic) % 12 in CHORDS[root_at(score, note.start_s)]
+
+
+@pytest.mark.parametrize("genre", GENRES)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_melody_stays_in_its_register_and_moves(genre: str, seed: int) -> None:
+    for layer in write(GENRES[genre], seed, 30.0).layers:
+        if layer.part.role == "lead":
+            pitches = [note.midi for note in layer.notes]
+            assert max(abs(pitch - layer.part.centre) for pitch in pitches) <= 18
+            assert len(set(pitches)) >= 3
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_bass_plays_the_root_on_the_one_and_leads_into_the_next(seed: int) -> None:
+    score = write(seed=seed)
+    bass = notes_of(score, "bass")
+    for bar in range(4):
+        one, two, _, four = bass[4 * bar : 4 * bar + 4]
+        assert (one.midi - score.key.tonic) % 12 == root_at(score, one.start_s)
+        assert (two.midi - one.midi) == 7
+        if bar < 3:
+            assert four.midi + 1 == bass[4 * bar + 4].midi
+
+
+def test_sections_of_one_letter_repeat_their_melody() -> None:
+    lead = notes_of(write(duration_s=9 * BAR_S), "lead")
+    intro_bars = int(lead[0].start_s / BAR_S)
+    first, second = (
+        [
+            note.midi
+            for note in lead
+            if (intro_bars + start) * BAR_S - 0.1 < note.start_s < (intro_bars + start + 1) * BAR_S - 0.1
+        ]
+        for start in (0, 4)
+    )
+    assert first == second
+
+
+def test_kicks_fall_on_the_beat() -> None:
+    kicks = write().strokes["kick"]
+    np.testing.assert_allclose([note.start_s for note in kicks], np.arange(16) * BEAT_S, atol=1e-9)
+
+
+def test_swing_delays_every_second_eighth() -> None:
+    swung = Genre(**{**vars(PLAIN), "swing": (2, 1 / 3)})
+    starts_s = [note.start_s for note in notes_of(write(swung), "lead")][:4]
+    np.testing.assert_allclose(starts_s, [0, BEAT_S * 2 / 3, BEAT_S, BEAT_S * 5 / 3], atol=1e-9)
+
+
+@pytest.mark.parametrize("genre", GENRES)
+def test_every_instrument_of_a_score_plays(genre: str) -> None:
+    score = write(GENRES[genre], duration_s=10.0)
+    assert all(layer.notes for layer in score.layers)
+    assert len(set(score.instruments)) == len(score.layers) + (score.genre.drums is not None)
