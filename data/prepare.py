@@ -33,7 +33,9 @@ def main(config: PrepareConfig) -> None:
     codec = open_base(config.base).codec().to(device)
     decides = {"corpus": str(config.corpus.resolve()), "window_s": config.window_s, "valid": config.valid_fraction}
     with (
-        ShardWriter(config.out, codec.spec, fingerprint=str(decides), max_shard_bytes=config.shard_mib * 2**20) as writer,
+        ShardWriter(
+            config.out, codec.spec, fingerprint=str(decides), max_shard_bytes=config.shard_mib * 2**20
+        ) as writer,
         progress_bar(total=len(records), desc="prepare", unit="track") as bar,
     ):
         seconds = 0.0

@@ -1,8 +1,8 @@
 """Makes a small labelled corpus by rule: wav files with a JSON of labels beside each.
 
-    musicgen-ft synthesize --out corpus
-    musicgen-ft synthesize --out corpus --tracks 100 --duration_s 30 --seed 7
-    python data/synthesize.py --out corpus --genres techno --genres waltz
+musicgen-ft synthesize --out corpus
+musicgen-ft synthesize --out corpus --tracks 100 --duration_s 30 --seed 7
+python data/synthesize.py --out corpus --genres techno --genres waltz
 """
 
 from musicgen_ft.cli import run_recipe
@@ -19,13 +19,17 @@ def main(config: SynthesizeConfig) -> None:
         atomic_folder(config.out) as folder,
         progress_bar(total=config.tracks, desc="synthesize", unit="track") as bar,
     ):
+
+        def progress(done: int, _: int) -> None:
+            bar.update(done - bar.n)
+
         synthesize_corpus(
             folder,
             num_tracks=config.tracks,
             seed=config.seed,
             duration_s=config.duration_s,
             genres=config.genres or None,
-            progress=lambda done, _: bar.update(done - bar.n),
+            progress=progress,
         )
     minutes = config.tracks * config.duration_s / 60
     print(f"{config.tracks} tracks, {minutes:.1f} minutes of music with labels: {config.out}")

@@ -49,7 +49,10 @@ def main() -> None:
         print(f"musicgen-ft {__version__}")
         sys.exit(0)
     if command not in COMMANDS:
-        print(f"musicgen-ft: no command {command!r}{_did_you_mean(command, COMMANDS)}; there are {', '.join(COMMANDS)}.", file=sys.stderr)
+        print(
+            f"musicgen-ft: no command {command!r}{_did_you_mean(command, COMMANDS)}; there are {', '.join(COMMANDS)}.",
+            file=sys.stderr,
+        )
         sys.exit(2)
     recipe = recipe_path(command)
     # Lightning starts the other ranks by running sys.argv[0] again, and spawned workers re-import __main__.
@@ -72,7 +75,9 @@ def run_recipe(config_class: type[Config], recipe: Callable[[Config], None]) -> 
     except OSError as error:
         if error.errno not in _USER_ERRNOS:
             raise
-        _fail(command, f"{error.filename or 'the disk'}: {error.strerror}. Free or choose another place, and run again.")
+        _fail(
+            command, f"{error.filename or 'the disk'}: {error.strerror}. Free or choose another place, and run again."
+        )
     except KeyboardInterrupt:
         print(f"\nmusicgen-ft {command}: stopped by the user", file=sys.stderr)
         sys.exit(130)

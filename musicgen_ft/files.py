@@ -68,7 +68,9 @@ def refuse_used(folder: Path) -> None:
     if folder.is_file():
         raise UserError(f"{folder} is a file, expected a folder to write into. Choose another --out.")
     if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty: it holds the output of another run. Choose another --out or remove it.")
+        raise UserError(
+            f"{folder} is not empty: it holds the output of another run. Choose another --out or remove it."
+        )
 
 
 def sha256(path: Path) -> str:

@@ -9,9 +9,7 @@ from tqdm import tqdm
 
 def progress_bar(*, total: int, desc: str, unit: str) -> "tqdm[Any]":
     """A bar on stderr; nothing is drawn where that is no terminal."""
-    return tqdm(
-        total=total, desc=desc, unit=unit, file=sys.stderr, dynamic_ncols=True, disable=not sys.stderr.isatty()
-    )
+    return tqdm(total=total, desc=desc, unit=unit, file=sys.stderr, dynamic_ncols=True, disable=not sys.stderr.isatty())
 
 
 def slug(text: str, *, most: int = 40) -> str:

@@ -36,7 +36,7 @@ def main(config: ExportConfig) -> None:
     state = {name: value.to(dtype) for name, value in weights.state.items()}
 
     # Write, then let the readers open what was written.
-    formats = ["audiocraft", "transformers"] if config.format == "both" else [config.format]
+    formats: list[str] = ["audiocraft", "transformers"] if config.format == "both" else [config.format]
     with atomic_folder(config.out) as folder:
         if "transformers" in formats:
             transformers_format.write_folder(folder, state, lm_config, codec, text_encoder)

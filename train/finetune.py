@@ -1,36 +1,36 @@
 """Fine-tunes a MusicGen language model on shards.
 
-    musicgen-ft finetune shards --out run
-    musicgen-ft finetune shards --out run --config small --lr 3.0e-5 --max_steps 2000
-    musicgen-ft finetune --resume run
-    torchrun --nproc-per-node 4 train/finetune.py shards --out run --devices 4
+musicgen-ft finetune shards --out run
+musicgen-ft finetune shards --out run --config small --lr 3.0e-5 --max_steps 2000
+musicgen-ft finetune --resume run
+torchrun --nproc-per-node 4 train/finetune.py shards --out run --devices 4
 """
 
 import dataclasses
-import logging
+import os
 import sys
+from typing import TYPE_CHECKING
 
 from musicgen_ft.cli import run_recipe
 from musicgen_ft.config import FinetuneConfig
 
-logger = logging.getLogger("musicgen_ft.finetune")
+if TYPE_CHECKING:
+    from musicgen_ft.training.run import RunInfo
 
 
 def main(config: FinetuneConfig) -> None:
     """Config -> data -> model -> ``Trainer.fit``."""
-    from lightning.pytorch.utilities import rank_zero_only
-
     from musicgen_ft import __version__
     from musicgen_ft.checkpoint.base import build_lm, license_of, open_base
     from musicgen_ft.shards.format import check_codec
     from musicgen_ft.shards.index import ShardIndex
     from musicgen_ft.training.data import build_data, probe
     from musicgen_ft.training.module import FinetuneModule
-    from musicgen_ft.training.run import RunFolder, RunInfo, check_free, new_wandb_id, resumed_config
+    from musicgen_ft.training.run import RunFolder, RunInfo, check_free, new_wandb_id, places, resumed_config
     from musicgen_ft.training.trainer import build_trainer, place
 
     # What the run is: a new one, or one to take up again. Every mistake shows before weights are read.
-    is_main = rank_zero_only.rank == 0
+    is_main = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
     resume_step = None
     if config.resume is not None:
         run = RunFolder.open(config.resume)
@@ -38,11 +38,11 @@ def main(config: FinetuneConfig) -> None:
         resume_step = run.read_checkpoint("last")["global_step"]
     elif is_main:
         check_free(config)
-    assert config.shards is not None and config.out is not None
+    shards, out = places(config)
     placement = place(config)
 
     # Data and base, which must agree.
-    index = ShardIndex.open(config.shards)
+    index = ShardIndex.open(shards)
     manifest = index.manifest
     base = open_base(config.base or manifest.base)
     check_codec(manifest, base.codec().spec)
@@ -56,7 +56,7 @@ def main(config: FinetuneConfig) -> None:
     info = RunInfo(
         base=base.name,
         license=license_of(base),
-        shards=str(config.shards),
+        shards=str(shards),
         codec_sha256=manifest.codec.sha256,
         text_padding=text_padding,
         train_tracks=manifest.num_tracks["train"],
@@ -66,9 +66,9 @@ def main(config: FinetuneConfig) -> None:
         wandb_id=new_wandb_id(),
         toolkit_version=__version__,
     )
-    run = RunFolder(config.out)
+    run = RunFolder(out)
     if resume_step is None and is_main:
-        run = RunFolder.create(config.out, config, info, probe(data))
+        run = RunFolder.create(out, config, info, probe(data))
     if is_main:
         tell(config, info, resume_step)
 
@@ -85,10 +85,10 @@ def main(config: FinetuneConfig) -> None:
         trainer.validate(module, data, verbose=False)
     if is_main:
         valid = f", validation loss {module.latest['valid/ce']:.3f}" if has_valid else ""
-        print(f"run: {config.out}, {trainer.global_step} steps, loss {module.latest['train/ce']:.3f}{valid}")
+        print(f"run: {out}, {trainer.global_step} steps, loss {module.latest['train/ce']:.3f}{valid}")
 
 
-def tell(config: FinetuneConfig, info: "RunInfo", resume_step: int | None) -> None:  # type: ignore[name-defined]  # noqa: F821
+def tell(config: FinetuneConfig, info: "RunInfo", resume_step: int | None) -> None:
     """What is about to happen, in a few lines."""
     begins = "new run" if resume_step is None else f"going on from step {resume_step}"
     lines = [

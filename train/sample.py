@@ -1,8 +1,8 @@
 """Plays prompts into WAV files, each with a JSON beside it that says how it was made.
 
-    musicgen-ft sample generator --prompt "slow waltz with strings" --prompt "techno at 128 bpm" --out wavs
-    musicgen-ft sample facebook/musicgen-small --prompt "lofi hip hop" --out wavs --duration_s 20 --seed 7
-    musicgen-ft sample generator --prompt "chiptune" --out wavs --engine audiocraft
+musicgen-ft sample generator --prompt "slow waltz with strings" --prompt "techno at 128 bpm" --out wavs
+musicgen-ft sample facebook/musicgen-small --prompt "lofi hip hop" --out wavs --duration_s 20 --seed 7
+musicgen-ft sample generator --prompt "chiptune" --out wavs --engine audiocraft
 """
 
 from musicgen_ft.cli import run_recipe
@@ -36,8 +36,8 @@ def main(config: SampleConfig) -> None:
         with progress_bar(total=1, desc=f"sample {numbers[-1] + 1}/{len(pieces)}", unit="step") as bar:
 
             def progress(done: int, of: int) -> None:
-                bar.total, bar.n = of, done  # noqa: B023  # called while its own bar is open
-                bar.refresh()  # noqa: B023
+                bar.total, bar.n = of, done  # called while its own bar is open
+                bar.refresh()
 
             waveforms = engine.play(prompts, options, seeds=seeds, progress=progress)
         for (number, prompt, seed), waveform in zip(batch, waveforms, strict=True):

@@ -14,10 +14,10 @@ from transformers import EncodecConfig, EncodecModel
 
 from musicgen_ft.checkpoint.names import State, audiocraft_pairs, codec_pairs, from_ours, to_ours
 from musicgen_ft.checkpoint.transformers_format import load_strictly
-from musicgen_ft.weights import read_pickle
 from musicgen_ft.codec import Codec
 from musicgen_ft.errors import UserError
 from musicgen_ft.model.lm import LMConfig
+from musicgen_ft.weights import read_pickle
 
 LM_FILE = "state_dict.bin"
 CODEC_FILE = "compression_state_dict.bin"
@@ -127,7 +127,9 @@ def read_codec(package: Package, *, id: str) -> Codec:
 def encodec_config(config: DictConfig) -> EncodecConfig:
     """transformers' config of an audiocraft codec config. ``pad_mode`` is read, never assumed (spec 7.1)."""
     try:
-        seanet, rvq, encodec = (OmegaConf.to_container(config[name], resolve=True) for name in ("seanet", "rvq", "encodec"))
+        seanet, rvq, encodec = (
+            OmegaConf.to_container(config[name], resolve=True) for name in ("seanet", "rvq", "encodec")
+        )
     except OmegaConfBaseException as error:
         raise UserError(f"xp.cfg of the codec is incomplete: {error}") from error
     assert isinstance(seanet, dict) and isinstance(rvq, dict) and isinstance(encodec, dict)
@@ -288,7 +290,9 @@ def write_folder(folder: Path, lm: State, config: LMConfig, codec: Codec, *, tex
         codec: the frozen EnCodec, written in full, so that nothing has to be fetched to play.
         text_encoder_id: a key of ``KNOWN_T5``, or ``T5_FOLDER``.
     """
-    _save(folder / LM_FILE, from_ours(lm, audiocraft_pairs(config)), lm_xp_config(config, text_encoder_id=text_encoder_id))
+    _save(
+        folder / LM_FILE, from_ours(lm, audiocraft_pairs(config)), lm_xp_config(config, text_encoder_id=text_encoder_id)
+    )
     state = codec.model.state_dict()
     pairs = codec_pairs(state, num_residual_layers=codec.model.config.num_residual_layers)
     _save(folder / CODEC_FILE, from_ours(state, pairs), codec_xp_config(codec.model.config, n_q=codec.spec.n_q))

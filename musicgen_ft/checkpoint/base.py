@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import constants, snapshot_download
@@ -68,7 +68,7 @@ class Base:
     def codec(self) -> Codec:
         """The frozen EnCodec."""
         if self.flavour == "transformers":
-            config = transformers_format.read_config(self.folder).audio_encoder
+            config: Any = transformers_format.read_config(self.folder).audio_encoder
             return transformers_format.read_codec(self.folder, config, prefix="audio_encoder.", id=self.name)
         package = audiocraft_format.Package(self.folder / audiocraft_format.CODEC_FILE)
         if package.pretrained is None:
@@ -80,7 +80,7 @@ class Base:
     def text_encoder(self) -> TextEncoder:
         """The frozen T5 encoder with its tokenizer."""
         if self.flavour == "transformers":
-            config = transformers_format.read_config(self.folder).text_encoder
+            config: Any = transformers_format.read_config(self.folder).text_encoder
             return transformers_format.read_text_encoder(self.folder, config, prefix="text_encoder.", id=self.t5_id)
         folder = self._t5_folder()
         return transformers_format.read_text_encoder(folder, _t5_config(folder), prefix="", id=self.t5_id)
@@ -90,12 +90,17 @@ class Base:
         """The hub id of its text encoder where it is one that audiocraft knows, else ``t5``: a folder beside."""
         if self.flavour == "audiocraft":
             return str(self._lm_package.config().conditioners.description.t5.name)
-        config = transformers_format.read_config(self.folder).text_encoder
+        config: Any = transformers_format.read_config(self.folder).text_encoder
         known = getattr(config, "_name_or_path", "") or ""
         if known in audiocraft_format.KNOWN_T5:
             return str(known)
         # Released transformers folders hold t5-base without always naming it.
-        is_t5_base = (config.d_model, config.num_layers, config.vocab_size, config.feed_forward_proj) == (768, 12, 32128, "relu")
+        is_t5_base = (config.d_model, config.num_layers, config.vocab_size, config.feed_forward_proj) == (
+            768,
+            12,
+            32128,
+            "relu",
+        )
         return "t5-base" if is_t5_base else audiocraft_format.T5_FOLDER
 
     @cached_property
@@ -168,7 +173,11 @@ def _locate(name: str) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
         return path
-    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1 and name not in audiocraft_format.KNOWN_T5:
+    if (
+        path.exists()
+        or name.startswith((".", "/", "~"))
+        or (name.count("/") != 1 and name not in audiocraft_format.KNOWN_T5)
+    ):
         raise UserError(
             f"base {name}: no such folder, and no hub id. Give 'nano', a folder with a MusicGen in it, "
             "or a hub id such as facebook/musicgen-small."

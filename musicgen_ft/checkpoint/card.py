@@ -21,7 +21,9 @@ def write_card(
         text_encoder_id: the name that audiocraft knows its text encoder by, or ``t5``.
         differences: reader -> largest difference of a logit from the trained model's.
     """
-    base_model = [f"base_model: {info['base']}"] if "/" in info["base"] and not info["base"].startswith((".", "/")) else []
+    base_model = (
+        [f"base_model: {info['base']}"] if "/" in info["base"] and not info["base"].startswith((".", "/")) else []
+    )
     front = [
         "---",
         f"license: {info['license']}",
@@ -31,7 +33,9 @@ def write_card(
         "tags: [musicgen, music, text-to-audio, musicgen-ft]",
         "---",
     ]
-    checked = ", ".join(f"{reader} {value:.1e}" for reader, value in differences.items()) or "not opened by another reader"
+    checked = (
+        ", ".join(f"{reader} {value:.1e}" for reader, value in differences.items()) or "not opened by another reader"
+    )
     body = f"""
 # {name}
 
@@ -59,8 +63,8 @@ A MusicGen, fine-tuned from **{info["base"]}** with musicgen-ft {info["toolkit_v
 
 ## Limits
 
-Prompts are best written in English, like the captions it was trained on. It makes no intelligible vocals. Music close to
-the training tracks can come out: listen before you publish.
+Prompts are best written in English, like the captions it was trained on. It makes no intelligible vocals. Music close
+to the training tracks can come out: listen before you publish.
 """
     return "\n".join(front) + body
 
@@ -72,7 +76,7 @@ def _loss(metrics: Mapping[str, Any]) -> str:
 
 
 def _play(name: str, formats: list[str], text_encoder_id: str) -> str:
-    parts = [f"```\nmusicgen-ft sample {name} --prompt \"...\" --out wavs\n```\n"]
+    parts = [f'```\nmusicgen-ft sample {name} --prompt "..." --out wavs\n```\n']
     if "transformers" in formats:
         parts.append(
             "```python\n"

@@ -8,6 +8,7 @@ import os
 import shutil
 import string
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import EncodecConfig, EncodecModel, T5Config, T5EncoderModel, T5Tokenizer
@@ -69,7 +70,7 @@ def write_nano(folder: Path) -> None:
 
 def _encodec() -> EncodecModel:
     """EnCodec at 16 kHz, 50 frames per second, 4 codebooks of 256, with the topology of the released one."""
-    model = EncodecModel(
+    model: EncodecModel = EncodecModel(
         EncodecConfig(
             target_bandwidths=[bandwidth_kbps(4, 256, 50)],
             sampling_rate=16_000,
@@ -81,7 +82,8 @@ def _encodec() -> EncodecModel:
             use_causal_conv=False,
             use_conv_shortcut=False,
         )
-    ).eval()
+    )
+    model.requires_grad_(False)
     _fill_codebooks(model)
     return model
 
@@ -94,7 +96,7 @@ def _fill_codebooks(model: EncodecModel) -> None:
     """
     residual = model.encoder(_varied_signal())[0].T  # [T, hidden_size]
     for layer in model.quantizer.layers:
-        codebook = layer.codebook
+        codebook: Any = layer.codebook
         codebook.embed.copy_(residual[torch.randperm(len(residual))[: len(codebook.embed)]])
         codebook.embed_avg.copy_(codebook.embed)
         codebook.inited.fill_(1)

@@ -17,12 +17,12 @@ from transformers import (
 )
 
 from musicgen_ft.checkpoint.names import State, from_ours, to_ours, transformers_pairs
-from musicgen_ft.weights import read_folder, write_safetensors
 from musicgen_ft.codec import Codec
 from musicgen_ft.errors import UserError
 from musicgen_ft.files import read_json
 from musicgen_ft.model.conditioning import TextEncoder
 from musicgen_ft.model.lm import LMConfig
+from musicgen_ft.weights import read_folder, write_safetensors
 
 # The position table is recomputed by everyone; files from before transformers 5 still carry it.
 _STALE = ("model.decoder.embed_positions.weights",)
@@ -147,10 +147,12 @@ def build_config(config: LMConfig, codec: Codec, text_encoder: TextEncoder) -> M
         dropout=config.dropout,
         pad_token_id=config.card,
         bos_token_id=config.card,
-        # Not a default of transformers, but its trainers stop without it (spec 8.4).
-        decoder_start_token_id=config.card,
     )
-    return MusicgenConfig(text_encoder=text.to_dict(), audio_encoder=codec.model.config.to_dict(), decoder=decoder.to_dict())
+    # No field of transformers' class, but its trainers stop without it (spec 8.4).
+    decoder.decoder_start_token_id = config.card
+    return MusicgenConfig(
+        text_encoder=text.to_dict(), audio_encoder=codec.model.config.to_dict(), decoder=decoder.to_dict()
+    )
 
 
 def write_folder(folder: Path, lm: State, config: LMConfig, codec: Codec, text_encoder: TextEncoder) -> None:

@@ -114,10 +114,12 @@ class Attention(nn.Module):
         """Attends from ``x`` [B, S, D] to keys and values [B, H, N, D/H]; ``mask`` is bool, true where it may look."""
         q = self._split(self.q_proj(x))
         out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=is_causal)
-        return self.out_proj(out.transpose(1, 2).flatten(2))  # [B, H, S, D/H] -> [B, S, D]
+        projected: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))  # [B, H, S, D/H] -> [B, S, D]
+        return projected
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [B, S, D] -> [B, H, S, D/H]
+        B, S, D = x.shape
+        return x.view(B, S, self.num_heads, D // self.num_heads).transpose(1, 2)  # [B, S, D] -> [B, H, S, D/H]
 
 
 class Layer(nn.Module):
@@ -139,19 +141,20 @@ class Layer(nn.Module):
         """One layer's update of ``x`` [B, S, D]; ``text`` [B, N, D] may be None once the cache holds its keys."""
         x = x + self.dropout(self._attend_self(self.self_norm(x), cache))
         x = x + self.dropout(self._attend_text(self.cross_norm(x), text, text_mask, cache))
-        return x + self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(self.ffn_norm(x))))))
+        update: Tensor = self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(self.ffn_norm(x))))))
+        return x + update
 
     def _attend_self(self, x: Tensor, cache: KVCache | None) -> Tensor:
         keys, values = self.self_attn.keys_values(x)
-        if cache is None or cache.offset == 0:
-            if cache is not None:
-                cache.append(self.index, keys, values)
-            return self.self_attn(x, keys, values, mask=None, is_causal=True)
-        keys, values = cache.append(self.index, keys, values)
+        offset = 0
+        if cache is not None:
+            offset = cache.offset
+            keys, values = cache.append(self.index, keys, values)
         mask = None
-        if x.shape[1] > 1:  # several steps after the first call: each sees the past and itself
-            mask = torch.ones(x.shape[1], keys.shape[2], dtype=torch.bool, device=x.device).tril(cache.offset)
-        return self.self_attn(x, keys, values, mask=mask, is_causal=False)
+        if offset and x.shape[1] > 1:  # several steps after the first call: each sees the past and itself
+            mask = torch.ones(x.shape[1], keys.shape[2], dtype=torch.bool, device=x.device).tril(offset)
+        attended: Tensor = self.self_attn(x, keys, values, mask=mask, is_causal=offset == 0)
+        return attended
 
     def _attend_text(self, x: Tensor, text: Tensor | None, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         if cache is not None and self.index in cache.cross:
@@ -161,7 +164,8 @@ class Layer(nn.Module):
             keys, values = self.cross_attn.keys_values(text)
             if cache is not None:
                 cache.cross[self.index] = (keys, values)
-        return self.cross_attn(x, keys, values, mask=mask, is_causal=False)
+        attended: Tensor = self.cross_attn(x, keys, values, mask=mask, is_causal=False)
+        return attended
 
 
 class LanguageModel(nn.Module):
@@ -238,6 +242,7 @@ class LanguageModel(nn.Module):
         the uniform +-1/sqrt(D) of the packed projection that audiocraft's initialiser does not reach.
         """
         for module in (*self.embeddings, *self.heads):
+            assert isinstance(module, nn.Embedding | nn.Linear)
             _truncated_normal(module.weight, 1 / math.sqrt(self.config.dim))
         for i, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)

@@ -1,8 +1,8 @@
 """The delay pattern: K parallel codebooks become one sequence of steps, and back.
 
-B batch, K codebooks, T frames, S sequence steps. Step 0 is empty; frame t of codebook k stands at step 1 + t + delays[k];
-every other place holds the special token. Source: MusicGen (arXiv:2306.05284) section 2.2; audiocraft's
-``DelayedPatternProvider``; spec section 3.
+B batch, K codebooks, T frames, S sequence steps. Step 0 is empty; frame t of codebook k stands at step
+1 + t + delays[k]; every other place holds the special token. Source: MusicGen (arXiv:2306.05284) section 2.2;
+audiocraft's ``DelayedPatternProvider``; spec section 3.
 """
 
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class DelayPattern:
         return sequence
 
     def deinterleave(self, sequence: Tensor) -> Tensor:
-        """The codes of a whole sequence: the inverse of ``interleave``, int64 [B, K, S] -> [B, K, S - max_delay - 1]."""
+        """The codes of a whole sequence, the inverse of ``interleave``: int64 [B, K, S] -> [B, K, T]."""
         _, K, S = sequence.shape
         self._check_codebooks(K)
         T = S - self.max_delay - 1
@@ -74,7 +74,7 @@ class DelayPattern:
         return aligned
 
     def frame_mask(self, num_frames: int) -> Tensor:
-        """True where the first ``num_frames`` steps predict a frame: bool [K, T], false for codebook k's last delays[k]."""
+        """True where the first ``num_frames`` steps predict a frame, bool [K, T]: not codebook k's last delays[k]."""
         frames = torch.arange(num_frames)
         return frames + torch.tensor(self.delays)[:, None] < num_frames
 

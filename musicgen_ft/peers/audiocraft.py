@@ -41,7 +41,7 @@ def open_generator(folder: Path, text_encoder: TextEncoder, *, device: str = "cp
     if not is_installed():
         raise UserError(f"audiocraft is not installed. Install it with: {INSTALL}")
     with _quiet():
-        from audiocraft.models import MusicGen
+        from audiocraft.models.musicgen import MusicGen
     with _quiet(), _text_encoder(text_encoder):
         return MusicGen.get_pretrained(str(folder), device=device)
 
@@ -76,9 +76,7 @@ def generate(
         extend_stride=options.stride_s,
     )
     torch.manual_seed(seed)
-    waveforms = generator.generate(
-        [description or "" for description in descriptions], progress=progress is not None
-    )
+    waveforms = generator.generate([description or "" for description in descriptions], progress=progress is not None)
     assert isinstance(waveforms, Tensor)
     return waveforms.cpu()
 

@@ -18,7 +18,9 @@ from musicgen_ft.generation.options import GenerationOptions
 def open_generator(folder: Path, *, device: str = "cpu") -> Any:
     """The folder's ``MusicgenForConditionalGeneration`` in fp32, with its tokenizer, from local files alone."""
     disable_progress_bar()
-    model = MusicgenForConditionalGeneration.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32)
+    model: Any = MusicgenForConditionalGeneration.from_pretrained(
+        str(folder), local_files_only=True, dtype=torch.float32
+    )
     model.tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     return model.to(device).eval()
 
@@ -42,7 +44,11 @@ def generate(generator: Any, descriptions: Sequence[str | None], options: Genera
     torch.manual_seed(seed)
     num_frames = round(options.duration_s * generator.config.audio_encoder.frame_rate)
     greedy = options.sampling.temperature == 0
-    drawing = {"top_k": options.sampling.top_k, "top_p": options.sampling.top_p or None, "temperature": options.sampling.temperature}
+    drawing = {
+        "top_k": options.sampling.top_k,
+        "top_p": options.sampling.top_p or None,
+        "temperature": options.sampling.temperature,
+    }
     with torch.no_grad():
         waveforms = generator.generate(
             **_tokens(generator, descriptions),

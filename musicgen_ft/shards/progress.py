@@ -6,11 +6,11 @@ import lightning
 
 
 class MicroBatchProgress(lightning.Callback):
-    """Lets a run go on with another number of micro-batches per step, or with more steps than it was meant to have.
+    """Lets a run go on with another number of micro-batches per step: on more or fewer processes, say.
 
-    Lightning 2.6 counts micro-batches, and believes the checkpoint's count: resumed on half the processes, with twice
-    the accumulation, it would do half the steps again or stop early; and a run that had reached its last step would
-    begin a second epoch. The optimizer's own count is in steps, and right: the others are derived from it.
+    Lightning 2.6 counts micro-batches and believes the checkpoint's count. Taken up with twice the accumulation, it
+    would read half a step too little or too much, and validate at other steps. The optimizer's own count is in steps,
+    and right: the others are derived from it.
     """
 
     def on_load_checkpoint(
@@ -21,7 +21,7 @@ class MicroBatchProgress(lightning.Callback):
 
 
 def align_progress(checkpoint: dict[str, Any], *, micro_batches: int) -> None:
-    """Rewrites the batch counts of a Lightning checkpoint, which was saved between two optimizer steps.
+    """Rewrites the batch counts of a Lightning checkpoint that was saved between two optimizer steps.
 
     Args:
         checkpoint: as Lightning loads it; changed in place.
@@ -32,4 +32,3 @@ def align_progress(checkpoint: dict[str, Any], *, micro_batches: int) -> None:
     for count in (progress["total"], progress["current"]):
         lag = count["ready"] - count["completed"]  # 1 when saved in on_train_batch_end, which comes before the count
         count.update(ready=done, started=done, processed=done, completed=done - lag)
-    progress["is_last_batch"] = False

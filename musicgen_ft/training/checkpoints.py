@@ -7,8 +7,8 @@ import lightning
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from musicgen_ft.weights import read_pickle
 from musicgen_ft.files import atomic_path
+from musicgen_ft.weights import read_pickle
 
 BEST = "best.ckpt"
 LAST = "last.ckpt"
@@ -44,18 +44,26 @@ class BestAndLast(lightning.Callback):
         self.best_step = -1
         self._saved_step = -1
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
         """Saves ``last.ckpt`` when a step that is due has been made."""
         step = trainer.global_step
-        if step != self._saved_step and step > 0 and step % self.every_steps == 0 and _stepped(trainer):
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0  # else gradients are half gathered
+        if stepped and step % self.every_steps == 0 and step != self._saved_step:
             self._save_last(trainer)
 
-    def on_train_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Saves ``last.ckpt`` once more, if there was a step since."""
         if trainer.global_step != self._saved_step and not trainer.interrupted:
             self._save_last(trainer)
 
-    def on_validation_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Saves ``best.ckpt`` if the validation loss is the lowest of all after a first step."""
         ce = trainer.callback_metrics.get("valid/ce")
         if ce is None or trainer.global_step == 0 or not float(ce) < self.best_ce:
@@ -74,8 +82,3 @@ class BestAndLast(lightning.Callback):
     def _save_last(self, trainer: lightning.Trainer) -> None:
         self._saved_step = trainer.global_step
         trainer.save_checkpoint(self.folder / LAST)
-
-
-def _stepped(trainer: lightning.Trainer) -> bool:
-    """Whether this micro-batch was the last of its step: in between, gradients are half gathered."""
-    return (trainer.fit_loop.epoch_loop.batch_idx + 1) % trainer.accumulate_grad_batches == 0

@@ -34,12 +34,17 @@ class ProgressBar(lightning.Callback):
             )
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *args: Any, **kwargs: Any
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         """Moves the bar on after a step."""
         step = trainer.global_step
         assert isinstance(pl_module, FinetuneModule)
-        if self._bar is None or (args and (args[-1] + 1) % trainer.accumulate_grad_batches):
+        if self._bar is None or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         if not self._bar.disable:
             self._bar.update(step - self._bar.n)
@@ -52,7 +57,9 @@ class ProgressBar(lightning.Callback):
         if self._bar is not None:
             self._bar.close()
 
-    def on_exception(self, *_: Any) -> None:
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
         """Leaves the terminal in order."""
         if self._bar is not None:
             self._bar.close()

@@ -91,15 +91,19 @@ class RunFolder:
         if not path.is_dir():
             raise UserError(f"run {path}: no such folder. Give the --out of a finetune.")
         if not (path / INFO_FILE).is_file() or not (path / CONFIG_FILE).is_file():
-            raise UserError(f"{path} is no run: {INFO_FILE} or {CONFIG_FILE} is not there. Give the --out of a finetune.")
+            raise UserError(
+                f"{path} is no run: {INFO_FILE} or {CONFIG_FILE} is not there. Give the --out of a finetune."
+            )
         return cls(path)
 
     def config(self) -> FinetuneConfig:
         """The resolved config that it was started with."""
-        values = yaml.safe_load((self.path / CONFIG_FILE).read_text(encoding="utf-8"))
-        paths = {"shards", "out", "resume"}
+        text = (self.path / CONFIG_FILE).read_text(encoding="utf-8")
+        paths = ("shards", "out", "resume")
+        values: dict[str, Any] = yaml.safe_load(text)
+        values |= {name: Path(values[name]) for name in paths if values.get(name) is not None}
         try:
-            return FinetuneConfig(**{k: Path(v) if k in paths and v is not None else v for k, v in values.items()})
+            return FinetuneConfig(**values)
         except TypeError as error:
             raise UserError(f"{self.path / CONFIG_FILE} is of another version of the toolkit: {error}") from error
 
@@ -165,28 +169,36 @@ def exported_weights(checkpoint: dict[str, Any], kind: str) -> ExportedWeights:
     if kind == "ema" and ema is None:
         raise UserError("--weights ema: the run kept no average (ema_decay 0). Use --weights raw.")
     state = {name.removeprefix("lm."): value for name, value in checkpoint["state_dict"].items()}
-    takes_ema = ema is not None and kind != "raw"
-    if takes_ema:
+    metrics = {"step": checkpoint["global_step"], "weights": "raw", **checkpoint["musicgen_ft"]}
+    if ema is not None and kind != "raw":
         state |= ema["weights"]
-    losses = checkpoint["musicgen_ft"]
-    metrics = {"step": checkpoint["global_step"], "weights": "averaged" if takes_ema else "raw", **losses}
+        metrics["weights"] = "averaged"
     return ExportedWeights(state, metrics)
 
 
-def check_free(config: FinetuneConfig) -> None:
-    """Refuses a new run without shards or folder, or over what another one left.
+def places(config: FinetuneConfig) -> tuple[Path, Path]:
+    """The folders of the shards and of the run.
 
     Raises:
-        UserError: saying which, and how to go on.
+        UserError: if one is not given.
     """
     if config.shards is None or config.out is None:
         raise UserError("expected SHARDS and --out RUN, or --resume RUN. See musicgen-ft finetune --help.")
-    if (config.out / INFO_FILE).is_file():
+    return config.shards, config.out
+
+
+def check_free(config: FinetuneConfig) -> None:
+    """Refuses a new run over what another one left.
+
+    Raises:
+        UserError: saying how to go on.
+    """
+    _, out = places(config)
+    if (out / INFO_FILE).is_file():
         raise UserError(
-            f"{config.out} holds another run. To go on with it: musicgen-ft finetune --resume {config.out}; "
-            "else choose another --out."
+            f"{out} holds another run. Go on with it: musicgen-ft finetune --resume {out}; or choose another --out."
         )
-    refuse_used(config.out)
+    refuse_used(out)
 
 
 def resumed_config(asked: FinetuneConfig, of_run: FinetuneConfig) -> FinetuneConfig:

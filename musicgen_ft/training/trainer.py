@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from typing import Literal
 
 import lightning
 import torch
@@ -109,7 +110,7 @@ def _valid_every(config: FinetuneConfig) -> int:
     return min(config.valid_every_steps, config.max_steps)
 
 
-def _precision(config: FinetuneConfig, placement: Placement) -> "lightning.pytorch.trainer.connectors.accelerator_connector._PRECISION_INPUT":
+def _precision(config: FinetuneConfig, placement: Placement) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
     """Lightning's name: weights and optimizer stay in fp32, matrix products may be in half precision."""
     auto = "bf16" if placement.accelerator == "gpu" and torch.cuda.is_bf16_supported() else "fp32"
     chosen = auto if config.precision == "auto" else config.precision

@@ -30,7 +30,9 @@ def make_track(codec: CodecSpec) -> MakeTrack:
         # Frame t of codebook k of track n holds a value that tells k and t, so that a wrong crop shows.
         codes = (np.arange(num_frames)[None] + 7 * np.arange(codec.n_q)[:, None] + number) % codec.card
         meta = TrackMeta(
-            labels=Labels(description=f"song {number} für dich", genre="folk", moods=("calm", "warm"), bpm=90.0 + number),
+            labels=Labels(
+                description=f"song {number} für dich", genre="folk", moods=("calm", "warm"), bpm=90.0 + number
+            ),
             relative_path=f"folk/song {number}.flac",
             num_frames=num_frames,
             duration_s=num_frames / codec.frame_rate,
@@ -43,7 +45,7 @@ def make_track(codec: CodecSpec) -> MakeTrack:
 
 @pytest.fixture
 def tracks(make_track: MakeTrack) -> dict[Split, list[Track]]:
-    # 5 + 41 + 70 + 20 + 55 + 33 frames are 1 + 2 + 4 + 1 + 3 + 2 = 13 slots of 20 frames (41 / 20 = 2.05, 70 / 20 = 3.5).
+    # 5 + 41 + 70 + 20 + 55 + 33 frames are 1 + 2 + 4 + 1 + 3 + 2 = 13 slots of 20 frames.
     train = [make_track(number, frames) for number, frames in enumerate((5, 41, 70, 20, 55, 33))]
     valid = [make_track(number, frames) for number, frames in enumerate((44, 12, 99), start=100)]
     return {"train": train, "valid": valid}

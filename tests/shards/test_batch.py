@@ -2,7 +2,7 @@ import pytest
 import torch
 from lightning.pytorch.plugins import HalfPrecision
 from lightning.pytorch.utilities import move_data_to_device
-from torch.utils.data._utils.pin_memory import pin_memory
+from torch.utils.data import DataLoader
 
 from musicgen_ft.shards.batch import Batch, Crop, collate
 
@@ -46,10 +46,14 @@ def test_lightning_leaves_a_batch_whole_in_half_precision(batch: Batch) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_dataloader_pins_a_batch_and_it_moves_to_the_gpu(batch: Batch) -> None:
-    pinned = pin_memory(batch)
+def test_the_dataloader_pins_a_batch_and_it_moves_to_the_gpu() -> None:
+    crops = [Crop(torch.full((K, T), i), torch.ones(T, dtype=torch.bool), None, f"{i}", i) for i in range(B)]
+
+    (pinned,) = DataLoader(crops, batch_size=B, collate_fn=collate, pin_memory=True)  # type: ignore[arg-type]  # a list
     moved = move_data_to_device(pinned, "cuda")
 
-    assert pinned.codes.is_pinned() and pinned.mask.is_pinned()
-    assert isinstance(moved, Batch) and moved.codes.is_cuda
-    assert torch.equal(moved.codes.cpu(), batch.codes)
+    assert pinned.codes.is_pinned()
+    assert pinned.mask.is_pinned()
+    assert isinstance(moved, Batch)
+    assert moved.codes.is_cuda
+    assert torch.equal(moved.codes.cpu(), pinned.codes)

@@ -1,6 +1,11 @@
-"""The data inside real, tiny Lightning runs: 8 steps of 4 crops, saved at step 3, killed at step 5."""
+"""The data inside real, tiny Lightning runs: 8 steps of 4 crops, saved at step 3, killed at step 5.
+
+This file is also the program that the tests of two processes start.
+"""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +30,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Lightning's ad
 
 GLOBAL_BATCH, SAVED, KILLED = 4, 3, 5
 
+Steps = dict[int, list[list[Any]]]
+"""Per step, for each crop: position, description, sum of its codes."""
+
 
 class Captions:
     def describe(self, labels: Labels, rng: np.random.Generator) -> str | None:
@@ -34,7 +42,7 @@ class Captions:
         return labels.description
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands in for SIGKILL."""
 
 
@@ -57,34 +65,85 @@ class Recorder(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
     def write(self, stage: str, batch: Batch) -> None:
-        content = [[batch.positions[i], batch.descriptions[i], int(batch.codes[i].sum())] for i in range(len(batch.keys))]
+        content = list(zip(batch.positions, batch.descriptions, batch.codes.sum((1, 2)).tolist(), strict=True))
         with (self.folder / f"{stage}-{self.global_rank}.jsonl").open("a") as file:
             file.write(json.dumps([self.global_step, content]) + "\n")
 
 
-class SaveAt(lightning.Callback):
-    """Saves once, when a step is done, as a checkpoint callback does."""
+class SaveAndKill(lightning.Callback):
+    """Saves once when a step is done, as a checkpoint callback does; dies when another one is."""
 
-    def __init__(self, path: Path, *, step: int) -> None:
-        self.path, self.step = path, step
+    def __init__(self, path: Path, *, save_step: int, kill_step: int | None) -> None:
+        self.path, self.save_step, self.kill_step = path, save_step, kill_step
+        self.is_saved = False
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        if trainer.global_step == self.step and not self.path.exists():
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if trainer.global_step == self.save_step and not self.is_saved:
+            self.is_saved = True
             trainer.save_checkpoint(self.path)
+        if trainer.global_step == self.kill_step:
+            raise KilledError
 
 
-class KillAt(lightning.Callback):
-    def __init__(self, *, step: int) -> None:
-        self.step = step
+def train(
+    shards: str,
+    folder: str,
+    *,
+    micro_batch: int = 4,
+    num_workers: int = 0,
+    num_steps: int = 8,
+    devices: int = 1,
+    save_step: int = SAVED,
+    kill_step: int | None = None,
+    ckpt: str | None = None,
+    seed: int = 3,
+    **trainer_settings: Any,
+) -> None:
+    """One run that records into ``folder`` and saves ``folder/saved.ckpt``."""
+    data = ShardDataModule(
+        index=ShardIndex.open(Path(shards)),
+        segment_frames=20,
+        global_batch=GLOBAL_BATCH,
+        micro_batch=micro_batch,
+        num_steps=num_steps,
+        seed=seed,
+        captions=Captions(),
+        cfg_dropout=0.3,
+        num_workers=num_workers,
+    )
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        devices=devices,
+        max_steps=num_steps,
+        accumulate_grad_batches=micro_batches_per_step(
+            global_batch=GLOBAL_BATCH, micro_batch=micro_batch, world=devices
+        ),
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        callbacks=[
+            SaveAndKill(Path(folder) / "saved.ckpt", save_step=save_step, kill_step=kill_step),
+            MicroBatchProgress(),
+        ],
+        **{"limit_val_batches": 0, **trainer_settings},
+    )
+    trainer.fit(Recorder(Path(folder)), datamodule=data, ckpt_path=ckpt)
+    assert trainer.global_step == num_steps
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        if trainer.global_step == self.step:
-            raise Killed
 
-
-def read(folder: Path, stage: str = "train") -> dict[int, list[list[Any]]]:
+def read(folder: Path, stage: str = "train") -> Steps:
     """What all ranks read in each step, sorted by position."""
-    steps: dict[int, list[list[Any]]] = {}
+    steps: Steps = {}
     for path in folder.glob(f"{stage}-*.jsonl"):
         for line in path.read_text().splitlines():
             step, content = json.loads(line)
@@ -93,58 +152,20 @@ def read(folder: Path, stage: str = "train") -> dict[int, list[list[Any]]]:
 
 
 @pytest.fixture
-def fit(shards: Path, tmp_path: Path) -> Callable[..., dict[int, list[list[Any]]]]:
-    """Trains and returns what each step read."""
+def fit(shards: Path, tmp_path: Path) -> Callable[..., Steps]:
+    """Trains under a name and returns what each step read."""
 
-    def fit(
-        name: str,
-        *,
-        micro_batch: int = 4,
-        num_workers: int = 0,
-        num_steps: int = 8,
-        devices: int = 1,
-        kill: bool = False,
-        ckpt: Path | None = None,
-        seed: int = 3,
-        callbacks: tuple[lightning.Callback, ...] = (),
-        **trainer_settings: Any,
-    ) -> dict[int, list[list[Any]]]:
+    def fit(name: str, **settings: Any) -> Steps:
         folder = tmp_path / name
         folder.mkdir()
-        data = ShardDataModule(
-            index=ShardIndex.open(shards),
-            segment_frames=20,
-            global_batch=GLOBAL_BATCH,
-            micro_batch=micro_batch,
-            num_steps=num_steps,
-            seed=seed,
-            captions=Captions(),
-            cfg_dropout=0.3,
-            num_workers=num_workers,
-        )
-        trainer = lightning.Trainer(
-            accelerator="cpu",
-            devices=devices,
-            strategy="ddp_fork" if devices > 1 else "auto",
-            max_steps=num_steps,
-            accumulate_grad_batches=micro_batches_per_step(
-                global_batch=GLOBAL_BATCH, micro_batch=micro_batch, world=devices
-            ),
-            use_distributed_sampler=False,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=[*callbacks, *([SaveAt(tmp_path / "saved.ckpt", step=SAVED), KillAt(step=KILLED)] if kill else [])],
-            **{"limit_val_batches": 0, **trainer_settings},
-        )
-        if kill:
-            with pytest.raises(Killed):
-                trainer.fit(Recorder(folder), datamodule=data)
+        if settings.get("devices", 1) > 1:  # processes cannot be forked here: autograd has threads by now
+            arguments = json.dumps({"shards": str(shards), "folder": str(folder), **settings})
+            subprocess.run([sys.executable, __file__, arguments], check=True, timeout=300)
+        elif settings.get("kill_step"):
+            with pytest.raises(KilledError):
+                train(str(shards), str(folder), **settings)
         else:
-            trainer.fit(Recorder(folder), datamodule=data, ckpt_path=ckpt)
-            if devices == 1:
-                assert trainer.global_step == num_steps
+            train(str(shards), str(folder), **settings)
         return read(folder)
 
     return fit
@@ -153,13 +174,13 @@ def fit(shards: Path, tmp_path: Path) -> Callable[..., dict[int, list[list[Any]]
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("micro_batch", [4, 2])
 def test_a_resumed_run_reads_what_the_uninterrupted_run_reads(
-    fit: Callable[..., dict[int, Any]], tmp_path: Path, micro_batch: int, num_workers: int
+    fit: Callable[..., Steps], tmp_path: Path, micro_batch: int, num_workers: int
 ) -> None:
     settings = {"micro_batch": micro_batch, "num_workers": num_workers}
     whole = fit("whole", **settings)
 
-    killed = fit("killed", kill=True, **settings)
-    resumed = fit("resumed", ckpt=tmp_path / "saved.ckpt", **settings)
+    killed = fit("killed", kill_step=KILLED, **settings)
+    resumed = fit("resumed", ckpt=str(tmp_path / "killed/saved.ckpt"), **settings)
 
     assert {step: [crop[0] for crop in crops] for step, crops in whole.items()} == {
         step: list(range(4 * step, 4 * step + 4)) for step in range(8)
@@ -170,56 +191,49 @@ def test_a_resumed_run_reads_what_the_uninterrupted_run_reads(
 
 @pytest.mark.parametrize(("before", "after"), [(4, 2), (2, 4), (1, 4), (2, 1)])
 def test_a_run_resumed_with_another_accumulation_reads_the_same(
-    fit: Callable[..., dict[int, Any]], tmp_path: Path, before: int, after: int
+    fit: Callable[..., Steps], tmp_path: Path, before: int, after: int
 ) -> None:
     whole = fit("whole")
 
-    fit("killed", kill=True, micro_batch=before)
-    resumed = fit("resumed", ckpt=tmp_path / "saved.ckpt", micro_batch=after, callbacks=(MicroBatchProgress(),))
+    fit("killed", kill_step=KILLED, micro_batch=before)
+    resumed = fit("resumed", ckpt=str(tmp_path / "killed/saved.ckpt"), micro_batch=after)
 
     assert resumed == {step: whole[step] for step in range(SAVED, 8)}
 
 
-def test_a_finished_run_goes_on_when_it_is_given_more_steps(
-    fit: Callable[..., dict[int, Any]], tmp_path: Path
-) -> None:
-    whole = fit("whole", num_steps=8)
-    last = SaveAt(tmp_path / "last.ckpt", step=5)
+def test_a_finished_run_goes_on_when_it_is_given_more_steps(fit: Callable[..., Steps], tmp_path: Path) -> None:
+    whole = fit("whole")
 
-    fit("first", num_steps=5, micro_batch=2, callbacks=(last,))
-    more = fit("more", num_steps=8, micro_batch=2, ckpt=last.path, callbacks=(MicroBatchProgress(),))
+    fit("first", num_steps=5, save_step=5, micro_batch=2)
+    more = fit("more", num_steps=8, micro_batch=2, ckpt=str(tmp_path / "first/saved.ckpt"))
 
     assert more == {step: whole[step] for step in range(5, 8)}
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 2)])
-def test_a_run_resumed_on_another_number_of_processes_reads_the_same(
-    fit: Callable[..., dict[int, Any]], tmp_path: Path, before: int, after: int
-) -> None:
-    whole = fit("whole")
-    saved = SaveAt(tmp_path / "saved.ckpt", step=SAVED)
+@pytest.mark.slow  # 4 runs of two processes, which import Lightning anew
+def test_a_run_resumed_on_another_number_of_processes_reads_the_same(fit: Callable[..., Steps], tmp_path: Path) -> None:
+    whole = fit("one", micro_batch=1)
+    assert fit("two", micro_batch=1, devices=2) == whole
 
-    first = fit("first", micro_batch=1, devices=before, callbacks=(saved,))
-    resumed = fit("resumed", micro_batch=1, devices=after, ckpt=saved.path, callbacks=(MicroBatchProgress(),))
-
-    assert first == whole
-    assert resumed == {step: whole[step] for step in range(SAVED, 8)}
+    for before, after in ((2, 1), (1, 2), (2, 2)):
+        ckpt = str(tmp_path / {1: "one", 2: "two"}[before] / "saved.ckpt")
+        resumed = fit(f"{before} to {after}", micro_batch=1, devices=after, ckpt=ckpt)
+        assert resumed == {step: whole[step] for step in range(SAVED, 8)}
 
 
 @pytest.mark.parametrize("micro_batch", [4, 2])
 def test_validation_comes_every_so_many_micro_batches_also_after_a_resume(
-    fit: Callable[..., dict[int, Any]], tmp_path: Path, micro_batch: int
+    fit: Callable[..., Steps], tmp_path: Path, micro_batch: int
 ) -> None:
     every_2_steps = 2 * GLOBAL_BATCH // micro_batch  # val_check_interval counts micro-batches
     settings = {
         "micro_batch": micro_batch,
         "val_check_interval": every_2_steps,
         "limit_val_batches": None,
-        "num_sanity_val_steps": 0,
     }
 
-    fit("killed", kill=True, **settings)
-    fit("resumed", ckpt=tmp_path / "saved.ckpt", **settings)
+    fit("killed", kill_step=KILLED, **settings)
+    fit("resumed", ckpt=str(tmp_path / "killed/saved.ckpt"), **settings)
 
     killed, resumed = read(tmp_path / "killed", "valid"), read(tmp_path / "resumed", "valid")
     assert (list(killed), list(resumed)) == ([2, 4], [4, 6, 8])
@@ -227,8 +241,9 @@ def test_validation_comes_every_so_many_micro_batches_also_after_a_resume(
     assert killed[2] == killed[4] == resumed[8]
 
 
-def test_two_processes_validate_each_crop_once(fit: Callable[..., dict[int, Any]], tmp_path: Path) -> None:
-    fit("two", micro_batch=2, devices=2, limit_val_batches=None, val_check_interval=8, num_sanity_val_steps=0)
+@pytest.mark.slow
+def test_two_processes_validate_each_crop_once(fit: Callable[..., Steps], tmp_path: Path) -> None:
+    fit("two", micro_batch=2, devices=2, limit_val_batches=None, val_check_interval=8)
 
     assert [crop[0] for crop in read(tmp_path / "two", "valid")[8]] == list(range(8))
 
@@ -250,11 +265,11 @@ def test_a_corpus_without_validation_tracks_trains(
     assert (list(read(tmp_path)), read(tmp_path, "valid")) == ([0, 1], {})
 
 
-def test_a_run_is_not_resumed_on_other_data(fit: Callable[..., dict[int, Any]], tmp_path: Path) -> None:
-    fit("killed", kill=True)
+def test_a_run_is_not_resumed_on_other_data(fit: Callable[..., Steps], tmp_path: Path) -> None:
+    fit("killed", kill_step=KILLED)
 
     with pytest.raises(UserError, match="the data of the run to resume has changed: seed is 4, was 3"):
-        fit("resumed", ckpt=tmp_path / "saved.ckpt", seed=4)
+        fit("resumed", ckpt=str(tmp_path / "killed/saved.ckpt"), seed=4)
 
 
 def test_a_global_batch_that_cannot_be_shared_is_refused_before_training(shards: Path) -> None:
@@ -270,3 +285,7 @@ def test_a_global_batch_that_cannot_be_shared_is_refused_before_training(shards:
 
     with pytest.raises(ValueError, match="global batch of 5 is not a multiple of 2"):
         data.train_dataloader()
+
+
+if __name__ == "__main__":
+    train(**json.loads(sys.argv[1]))

@@ -47,9 +47,9 @@ def test_a_folder_that_is_none_is_told_from_one_that_is_empty_and_one_that_is_in
     (tmp_path / "empty").mkdir()
     (shards / "manifest.json").unlink()
 
-    with pytest.raises(UserError, match="nowhere is not a folder.*Make one: musicgen-ft prepare"):
+    with pytest.raises(UserError, match=r"nowhere is not a folder.*Make one: musicgen-ft prepare"):
         read_manifest(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="empty is not a shards folder.*Run: musicgen-ft prepare"):
+    with pytest.raises(UserError, match=r"empty is not a shards folder.*Run: musicgen-ft prepare"):
         read_manifest(tmp_path / "empty")
     with pytest.raises(UserError, match="shards is incomplete: prepare did not finish it"):
         read_manifest(shards)

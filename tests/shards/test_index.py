@@ -93,7 +93,9 @@ def test_a_cut_tar_is_refused(shards: Path, lost: int) -> None:
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-lost])
 
-    with pytest.raises(UserError, match=rf"train-000000\.tar has {size - lost} bytes, the manifest says {size}.*prepare"):
+    with pytest.raises(
+        UserError, match=rf"train-000000\.tar has {size - lost} bytes, the manifest says {size}.*prepare"
+    ):
         ShardIndex.open(shards)
 
 

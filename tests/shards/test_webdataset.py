@@ -3,9 +3,10 @@
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import webdataset
+from webdataset.compat import WebDataset
 
 from musicgen_ft.shards.format import Split
 from musicgen_ft.shards.track import Track
@@ -14,7 +15,8 @@ Tracks = dict[Split, list[Track]]
 
 
 def assert_reads(url: str, tracks: list[Track]) -> None:
-    samples = list(webdataset.WebDataset(url, shardshuffle=False).decode())
+    reader: Any = WebDataset(url, shardshuffle=False).decode()  # untyped
+    samples = list(reader)
     assert [sample["__key__"] for sample in samples] == [track.key for track in tracks]
     for sample, track in zip(samples, tracks, strict=True):
         assert sample["codes.npy"].dtype == np.uint16

@@ -69,14 +69,15 @@ def test_the_index_tells_where_the_members_lie(shards: Path) -> None:
 def test_an_exception_leaves_only_full_shards_and_no_temporaries(
     tmp_path: Path, codec: CodecSpec, make_track: MakeTrack
 ) -> None:
-    with (
-        pytest.raises(RuntimeError, match="the GPU is gone"),
-        ShardWriter(tmp_path, codec, max_samples=2) as writer,
-    ):
-        for number in range(3):
-            writer.add("train", make_track(number))
-        writer.add("valid", make_track(9))
-        raise RuntimeError("the GPU is gone")
+    def prepare() -> None:
+        with ShardWriter(tmp_path, codec, max_samples=2) as writer:
+            for number in range(3):
+                writer.add("train", make_track(number))
+            writer.add("valid", make_track(9))
+            raise RuntimeError("the GPU is gone")
+
+    with pytest.raises(RuntimeError, match="the GPU is gone"):
+        prepare()
 
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["train-000000.index.json", "train-000000.tar"]
 
@@ -189,9 +190,13 @@ def test_a_full_disk_leaves_no_temporaries(
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space left"), ShardWriter(tmp_path, codec) as writer:
-        writer.add("train", make_track(0))
-        writer.add("valid", make_track(1))
-        monkeypatch.setattr(os, "fsync", full)
+    def prepare() -> None:
+        with ShardWriter(tmp_path, codec) as writer:
+            writer.add("train", make_track(0))
+            writer.add("valid", make_track(1))
+            monkeypatch.setattr(os, "fsync", full)
+
+    with pytest.raises(OSError, match="No space left"):
+        prepare()
 
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,43 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Each installs into .venv what is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+OUT ?= demo
+
+.PHONY: demo test test-slow lint types check clean
+
+demo: .venv/.package
+	rm -rf $(OUT)
+	$(BIN)/musicgen-ft demo --out $(OUT) $(if $(CORPUS),--corpus "$(CORPUS)")
+
+test: .venv/.dev
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/.dev
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.dev
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+check: lint types test test-slow
+
+clean:
+	rm -rf .venv demo dist build .pytest_cache .mypy_cache .ruff_cache
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# The stamps are older than pyproject.toml when its dependencies may have changed; otherwise nothing is installed.
+.venv/.package: pyproject.toml | .venv/bin/python
+	$(PIP) --editable .
+	touch $@
+
+.venv/.dev: pyproject.toml | .venv/bin/python
+	$(PIP) --editable ".[dev,audiocraft]"
+	$(PIP) --no-deps audiocraft==1.3.0
+	touch $@ .venv/.package
