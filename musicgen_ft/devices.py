@@ -1,4 +1,6 @@
-"""Which device a recipe runs on."""
+"""Which device a recipe runs on, and which of its processes speaks."""
+
+import os
 
 import torch
 
@@ -22,3 +24,12 @@ def resolve_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--device {name}: expected auto, cpu, cuda or cuda:N.")
     return device
+
+
+def is_main_process() -> bool:
+    """Whether this is rank zero of the run, or will be: told by what torchrun, SLURM or Lightning set, before any of
+    them has started the process group."""
+    for name in ("RANK", "SLURM_PROCID"):
+        if name in os.environ:
+            return os.environ[name] == "0"
+    return all(os.environ.get(name, "0") == "0" for name in ("NODE_RANK", "LOCAL_RANK"))

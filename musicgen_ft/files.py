@@ -102,3 +102,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON: {error}. Correct or remove the file.") from error
+
+
+def user_cache() -> Path:
+    """Folder for what can be made again: ``musicgen-ft`` in the user's cache (``XDG_CACHE_HOME``)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "musicgen-ft"

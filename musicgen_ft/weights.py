@@ -27,8 +27,12 @@ def read_pickle(path: Path) -> dict[str, Any]:
             f"{path} holds pickled objects other than tensors, or is no checkpoint. Nothing is ever unpickled here: "
             f"export it to safetensors or to plain tensors where you trust it. ({_first_line(error)})"
         ) from error
-    except (RuntimeError, EOFError, ValueError) as error:
-        raise UserError(f"{path} is damaged or no checkpoint: {_first_line(error)}. Fetch it again.") from error
+    except (
+        Exception
+    ) as error:  # on damaged bytes torch's unpickler raises whatever comes: IndexError, KeyError, OSError
+        raise UserError(
+            f"{path} is damaged, missing or no checkpoint: {_first_line(error)}. Fetch it again."
+        ) from error
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a {type(value).__name__}, expected a dictionary of tensors.")
     return value
@@ -44,7 +48,11 @@ def read_folder(folder: Path, prefix: str = "") -> dict[str, Tensor]:
         if (folder / name).is_file():
             return read(folder / name, prefix)
         if index.is_file():
-            parts = sorted(set(read_json(index)["weight_map"].values()))
+            values = read_json(index)
+            weight_map = values.get("weight_map") if isinstance(values, dict) else None
+            if not isinstance(weight_map, dict):
+                raise UserError(f"{index} holds no weight_map, name -> file. Fetch the base again.")
+            parts = sorted(set(weight_map.values()))
             return {key: value for part in parts for key, value in read(folder / part, prefix).items()}
     raise UserError(f"{folder} has neither model.safetensors nor pytorch_model.bin. Fetch the base again.")
 

@@ -37,7 +37,7 @@ def main(config: DemoConfig) -> None:
     step(4, "export: one folder that audiocraft and transformers open")
     run_command("export", str(run), "--out", str(generator))
     prompts = config.prompt or captions(shards)
-    step(5, f"sample {len(prompts)} prompts by our own decoding, and the first by transformers")
+    step(5, "sample captions of the corpus by our own decoding, and the first by transformers")
     options = [*seed, "--duration_s", str(config.duration_s)]
     told = [word for prompt in prompts for word in ("--prompt", prompt)]
     run_command("sample", str(generator), *told, "--out", str(wavs / "native"), *options)

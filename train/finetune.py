@@ -7,7 +7,6 @@ torchrun --nproc-per-node 4 train/finetune.py shards --out run --devices 4
 """
 
 import dataclasses
-import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -22,15 +21,17 @@ def main(config: FinetuneConfig) -> None:
     """Config -> data -> model -> ``Trainer.fit``."""
     from musicgen_ft import __version__
     from musicgen_ft.checkpoint.base import build_lm, license_of, open_base
+    from musicgen_ft.devices import is_main_process
     from musicgen_ft.shards.format import check_codec
     from musicgen_ft.shards.index import ShardIndex
+    from musicgen_ft.shards.remote import local_shards
     from musicgen_ft.training.data import build_data, probe
     from musicgen_ft.training.module import FinetuneModule
     from musicgen_ft.training.run import RunFolder, RunInfo, check_free, new_wandb_id, places, resumed_config
     from musicgen_ft.training.trainer import build_trainer, place
 
     # What the run is: a new one, or one to take up again. Every mistake shows before weights are read.
-    is_main = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+    is_main = is_main_process()
     resume_step = None
     if config.resume is not None:
         run = RunFolder.open(config.resume)
@@ -42,7 +43,7 @@ def main(config: FinetuneConfig) -> None:
     placement = place(config)
 
     # Data and base, which must agree.
-    index = ShardIndex.open(shards)
+    index = ShardIndex.open(local_shards(shards))
     manifest = index.manifest
     base = open_base(config.base or manifest.base)
     check_codec(manifest, base.codec().spec)
@@ -56,7 +57,7 @@ def main(config: FinetuneConfig) -> None:
     info = RunInfo(
         base=base.name,
         license=license_of(base),
-        shards=str(shards),
+        shards=shards,
         codec_sha256=manifest.codec.sha256,
         text_padding=text_padding,
         train_tracks=manifest.num_tracks["train"],

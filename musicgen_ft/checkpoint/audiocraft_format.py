@@ -79,6 +79,13 @@ def lm_config(config: DictConfig, state: State, *, text_dim: int) -> LMConfig:
         state: its tensors, whose shapes tell ``hidden_scale`` where the config is silent.
         text_dim: width of the text encoder.
     """
+    try:
+        return _lm_config(config, state, text_dim)
+    except (OmegaConfBaseException, KeyError) as error:
+        raise UserError(f"{LM_FILE}: 'xp.cfg' is incomplete: {str(error).splitlines()[0]}.") from error
+
+
+def _lm_config(config: DictConfig, state: State, text_dim: int) -> LMConfig:
     lm = config.transformer_lm
     conditioners = [name for name in config.get("conditioners", {}) if name != "args"]
     if conditioners != ["description"] or list(config.fuser.cross) != ["description"]:
@@ -88,6 +95,10 @@ def lm_config(config: DictConfig, state: State, *, text_dim: int) -> LMConfig:
         )
     _expect(lm, activation="gelu", causal=True, norm_first=True, bias_ff=False, bias_attn=False, bias_proj=False)
     _expect(lm, positional_embedding="sin", qk_layer_norm=False, layer_scale=None, norm="layer_norm")
+    if OmegaConf.select(config, "interleave_stereo_codebooks.use"):
+        raise UserError(
+            "xp.cfg: a stereo base cannot be fine-tuned yet. Use a mono base such as facebook/musicgen-small."
+        )
     pattern = config.codebooks_pattern
     if pattern.modeling not in (None, "delay"):
         raise UserError(f"xp.cfg: codebooks_pattern.modeling is {pattern.modeling!r}, expected 'delay'.")
@@ -117,7 +128,11 @@ def read_codec(package: Package, *, id: str) -> Codec:
     Raises:
         UserError: if it is another architecture than MusicGen's EnCodec, or its tensors do not fit.
     """
-    config = encodec_config(package.config())
+    try:
+        config = encodec_config(package.config())
+    except (OmegaConfBaseException, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{package.path}: xp.cfg of the codec is incomplete: {reason}.") from error
     model = EncodecModel(config)
     pairs = codec_pairs(model.state_dict(), num_residual_layers=config.num_residual_layers)
     load_strictly(model, to_ours(package.state, pairs, where=str(package.path)), where=str(package.path))
@@ -126,12 +141,7 @@ def read_codec(package: Package, *, id: str) -> Codec:
 
 def encodec_config(config: DictConfig) -> EncodecConfig:
     """transformers' config of an audiocraft codec config. ``pad_mode`` is read, never assumed (spec 7.1)."""
-    try:
-        seanet, rvq, encodec = (
-            OmegaConf.to_container(config[name], resolve=True) for name in ("seanet", "rvq", "encodec")
-        )
-    except OmegaConfBaseException as error:
-        raise UserError(f"xp.cfg of the codec is incomplete: {error}") from error
+    seanet, rvq, encodec = (OmegaConf.to_container(config[name], resolve=True) for name in ("seanet", "rvq", "encodec"))
     assert isinstance(seanet, dict) and isinstance(rvq, dict) and isinstance(encodec, dict)
     for name, value in {"activation": "ELU", "norm": "weight_norm", "disable_norm_outer_blocks": 0}.items():
         if seanet[name] != value:

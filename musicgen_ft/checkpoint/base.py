@@ -8,11 +8,11 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from transformers import EncodecConfig, T5Config
 
 from musicgen_ft.checkpoint import audiocraft_format, transformers_format
@@ -34,6 +34,8 @@ _WEIGHTS = {  # by file that tells the flavour, in the order of preference
     "pytorch_model.bin": ["pytorch_model*.bin"],
     "pytorch_model.bin.index.json": ["pytorch_model*.bin"],
 }
+# OSError and the HTTP client's errors (no connection, a cut one); which client it is changes with huggingface_hub.
+_NETWORK_ERRORS = cast(tuple[type[Exception], ...], HfHubHTTPError.__bases__)
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ def _fetch(repo_id: str) -> Path:
         if wanted is None:
             raise UserError(f"{repo_id} on the hub holds no weights of a MusicGen, only {sorted(names)[:8]}.")
         return Path(snapshot_download(repo_id, allow_patterns=_CONFIGS + wanted))
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, OSError) as error:
+    except _NETWORK_ERRORS as error:
         if isinstance(error, HfHubHTTPError) and error.response is not None and error.response.status_code < 500:
             raise UserError(
                 f"base {repo_id}: the hub answered {error.response.status_code} and there is no folder of that name. "
@@ -211,14 +213,17 @@ def _fetch(repo_id: str) -> Path:
 
 def _hub_names(repo_id: str, folder: Path) -> set[str]:
     """Names of the repository's files: the hub's where it answers, else those in the cache."""
-    from huggingface_hub import HfApi
-
     if not constants.HF_HUB_OFFLINE:
         try:
-            return set(HfApi().list_repo_files(repo_id, revision=folder.name))
-        except (ConnectionError, OSError):
+            # Not list_repo_files, which tries for 20 s where there is no network.
+            siblings = HfApi().model_info(repo_id, revision=folder.name).siblings
+            return {file.rfilename for file in siblings or []}
+        except _NETWORK_ERRORS:
             pass  # the cache may be complete
-    return set(os.listdir(folder))
+    names = set(os.listdir(folder))
+    if not names & set(_WEIGHTS):
+        raise FileNotFoundError(f"{folder} holds the configs alone")
+    return names
 
 
 def _t5_config(folder: Path) -> T5Config:

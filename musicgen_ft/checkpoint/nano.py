@@ -4,7 +4,6 @@ Its weights are random, from a fixed seed: it shows and tests the whole job, but
 architecture as the released models, smaller numbers.
 """
 
-import os
 import shutil
 import string
 from pathlib import Path
@@ -16,7 +15,7 @@ from transformers import EncodecConfig, EncodecModel, T5Config, T5EncoderModel, 
 from musicgen_ft.checkpoint import transformers_format
 from musicgen_ft.checkpoint.audiocraft_format import bandwidth_kbps
 from musicgen_ft.codec import Codec
-from musicgen_ft.files import atomic_folder
+from musicgen_ft.files import atomic_folder, user_cache
 from musicgen_ft.model.conditioning import TextEncoder
 from musicgen_ft.model.lm import LanguageModel, LMConfig
 
@@ -34,8 +33,7 @@ arpeggio chords melody beat bpm tempo key major minor sharp flat genre moods ins
 
 def nano_folder() -> Path:
     """The folder of ``nano`` in transformers format, built at the first call and then kept in the user's cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "musicgen-ft"
-    folder = cache / f"nano-{_RECIPE}"
+    folder = user_cache() / f"nano-{_RECIPE}"
     if not (folder / "config.json").is_file():
         shutil.rmtree(folder, ignore_errors=True)
         try:

@@ -26,6 +26,7 @@ from musicgen_ft.weights import read_folder, write_safetensors
 
 # The position table is recomputed by everyone; files from before transformers 5 still carry it.
 _STALE = ("model.decoder.embed_positions.weights",)
+_TOKENIZERS = ("tokenizer.json", "spiece.model")
 
 
 def read_config(folder: Path) -> MusicgenConfig:
@@ -97,6 +98,8 @@ def read_text_encoder(folder: Path, config: T5Config, *, prefix: str, id: str) -
 
 def read_tokenizer(folder: Path) -> Any:
     """The tokenizer of a folder, from its own files alone."""
+    if not any((folder / name).is_file() for name in _TOKENIZERS):  # transformers would make one without words
+        raise UserError(f"{folder} holds no tokenizer, neither {' nor '.join(_TOKENIZERS)}. Fetch the base again.")
     try:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError) as error:

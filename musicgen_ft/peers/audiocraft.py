@@ -42,7 +42,7 @@ def open_generator(folder: Path, text_encoder: TextEncoder, *, device: str = "cp
         raise UserError(f"audiocraft is not installed. Install it with: {INSTALL}")
     with _quiet():
         from audiocraft.models.musicgen import MusicGen
-    with _quiet(), _text_encoder(text_encoder):
+    with _quiet(), text_encoder_given(text_encoder):
         return MusicGen.get_pretrained(str(folder), device=device)
 
 
@@ -82,7 +82,7 @@ def generate(
 
 
 @contextmanager
-def _text_encoder(text_encoder: TextEncoder) -> Iterator[None]:
+def text_encoder_given(text_encoder: TextEncoder) -> Iterator[None]:
     """Makes audiocraft's T5 conditioner take this encoder, whatever the config calls it."""
     from audiocraft.models import builders
     from audiocraft.modules import conditioners

@@ -13,7 +13,7 @@ import fsspec  # type: ignore[import-untyped]  # ships no types
 from tqdm import tqdm
 
 from musicgen_ft.errors import UserError
-from musicgen_ft.files import atomic_path, sha256
+from musicgen_ft.files import atomic_path, sha256, user_cache
 from musicgen_ft.shards.format import MANIFEST_NAME, Manifest, ShardInfo
 from musicgen_ft.shards.sidecar import sidecar_path
 
@@ -112,3 +112,10 @@ def _alone(folder: Path) -> Iterator[None]:
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def local_shards(place: str) -> Path:
+    """The local folder of shards: ``place`` itself, or a copy of what is at a URL, in the user's cache."""
+    if "://" not in place:
+        return Path(place)
+    return fetch_shards(place, user_cache() / "shards")

@@ -2,10 +2,12 @@
 
 import csv
 import logging
+import netrc
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -82,9 +84,9 @@ class MetricsCSV(Logger):
         os.replace(temporary, self.path)
 
 
-def build_loggers(config: FinetuneConfig, run: Path, n_q: int, *, wandb_id: str) -> list[Logger]:
-    """The loggers that the config asks for; the CSV comes first."""
-    loggers: list[Logger] = [MetricsCSV(run, n_q)]
+def build_loggers(config: FinetuneConfig, run: Path, *, wandb_id: str) -> list[Logger]:
+    """The loggers that the config asks for beside ``metrics.csv``."""
+    loggers: list[Logger] = []
     if config.tensorboard:
         loggers.append(TensorBoardLogger(str(run), name="tensorboard", version=""))
     if config.wandb != "off":
@@ -94,30 +96,43 @@ def build_loggers(config: FinetuneConfig, run: Path, n_q: int, *, wandb_id: str)
 
 def _wandb(config: FinetuneConfig, run: Path, wandb_id: str) -> WandbLogger:
     """A wandb run that a resumed run goes on with; without an account, or a network, it is kept offline."""
+    import wandb
+
     (run / "wandb").mkdir(parents=True, exist_ok=True)  # else wandb takes the temporary folder
-    offline = config.wandb == "offline" or (config.wandb == "auto" and not _has_wandb_account())
-    if offline:
-        logger.info(f"wandb: offline, in {run / 'wandb'}; send it later with `wandb sync`")
-    arguments: dict[str, Any] = {
-        "project": config.wandb_project,
-        "name": run.name,
-        "save_dir": str(run),
-        "id": wandb_id,
-        "resume": "allow",
-        "config": to_plain(config),
-    }
-    wandb_logger = WandbLogger(offline=offline, **arguments)
-    if offline:
-        return wandb_logger
-    try:
-        _ = wandb_logger.experiment
-    except Exception as error:  # wandb raises its own kinds for a refused key and for no network
-        logger.warning(f"wandb: {str(error).splitlines()[0]}; going on offline, in {run / 'wandb'}")
-        return WandbLogger(offline=True, **arguments)
-    return wandb_logger
+
+    def start(mode: Literal["online", "offline"], id: str) -> WandbLogger:
+        # Not by WandbLogger(offline=...): that sets an environment variable, which wandb reads once in a process.
+        return WandbLogger(
+            experiment=wandb.init(
+                project=config.wandb_project,
+                name=run.name,
+                dir=run,
+                id=id,
+                resume="allow",
+                config=to_plain(config),
+                mode=mode,
+                settings=wandb.Settings(init_timeout=30, silent=True),
+            )
+        )
+
+    if config.wandb == "online" or (config.wandb == "auto" and _has_wandb_account()):
+        try:
+            return start("online", wandb_id)
+        except Exception as error:  # wandb raises its own kinds for a refused key and for no network
+            logger.warning(f"wandb: {(str(error).splitlines() or ['no answer'])[0]}")
+            wandb_id += "-offline"  # wandb holds the id of a run that did not start
+    logger.info(f"wandb: offline, in {run / 'wandb'}; send it later with `wandb sync`")
+    return start("offline", wandb_id)
 
 
 def _has_wandb_account() -> bool:
+    """Whether wandb finds a key where `wandb login` leaves it; asking wandb itself ends in a prompt or an error."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
     import wandb
 
-    return bool(wandb.Api.__module__ and (os.environ.get("WANDB_API_KEY") or wandb.api.api_key))
+    host = urlparse(wandb.Settings().base_url).hostname or ""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -99,7 +99,7 @@ class RunFolder:
     def config(self) -> FinetuneConfig:
         """The resolved config that it was started with."""
         text = (self.path / CONFIG_FILE).read_text(encoding="utf-8")
-        paths = ("shards", "out", "resume")
+        paths = ("out", "resume")
         values: dict[str, Any] = yaml.safe_load(text)
         values |= {name: Path(values[name]) for name in paths if values.get(name) is not None}
         try:
@@ -176,8 +176,8 @@ def exported_weights(checkpoint: dict[str, Any], kind: str) -> ExportedWeights:
     return ExportedWeights(state, metrics)
 
 
-def places(config: FinetuneConfig) -> tuple[Path, Path]:
-    """The folders of the shards and of the run.
+def places(config: FinetuneConfig) -> tuple[str, Path]:
+    """Where the shards are, and the folder of the run.
 
     Raises:
         UserError: if one is not given.

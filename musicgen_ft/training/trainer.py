@@ -6,8 +6,10 @@ from typing import Literal
 
 import lightning
 import torch
+from lightning.pytorch.loggers import Logger
 
 from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.devices import is_main_process
 from musicgen_ft.errors import UserError
 from musicgen_ft.shards.order import micro_batches_per_step
 from musicgen_ft.shards.progress import MicroBatchProgress
@@ -46,7 +48,8 @@ def place(config: FinetuneConfig) -> Placement:
         raise UserError(f"--devices {config.devices}: this machine has {num_gpus} CUDA devices.")
     devices = config.devices or num_gpus or 1
     world = devices * config.num_nodes
-    micro_batch = config.micro_batch_size or max(1, config.batch_size // world)
+    share = max(1, config.batch_size // world)
+    micro_batch = min(config.micro_batch_size or share, share)
     try:
         micro_batches = micro_batches_per_step(global_batch=config.batch_size, micro_batch=micro_batch, world=world)
     except ValueError as error:
@@ -75,10 +78,12 @@ def build_trainer(
     """
     for name in ("lightning.pytorch", "lightning.fabric"):  # importing them has set their levels to INFO
         logging.getLogger(name).setLevel(logging.WARNING)
-    loggers = build_loggers(config, run.path, n_q, wandb_id=run.info().wandb_id)
-    if resume_step is not None:
-        assert isinstance(loggers[0], MetricsCSV)
-        loggers[0].truncate(resume_step)
+    loggers: list[Logger] = []
+    if is_main_process():
+        metrics = MetricsCSV(run.path, n_q)
+        if resume_step is not None:
+            metrics.truncate(resume_step)
+        loggers = [metrics, *build_loggers(config, run.path, wandb_id=run.info().wandb_id)]
     return lightning.Trainer(
         accelerator=placement.accelerator,
         devices=placement.devices,

@@ -1,0 +1,100 @@
+"""What all tests share: no network, no cache of the user's, one thread; nano; toy language models and texts.
+
+Tests marked ``network`` run with ``--run-network``; those marked ``gpu`` where there is a CUDA device.
+"""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from musicgen_ft.checkpoint.base import open_base
+from musicgen_ft.checkpoint.nano import write_nano
+from musicgen_ft.codec import Codec
+from musicgen_ft.model.conditioning import TextEncoder, TextStates
+from musicgen_ft.model.lm import LanguageModel, LMConfig
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--run-network", action="store_true", help="run the tests that download from a hub")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    reasons = {}
+    if not torch.cuda.is_available():
+        reasons["gpu"] = "no CUDA device on this machine"
+    if not config.getoption("--run-network"):
+        reasons["network"] = "downloads weights: give --run-network"
+    for item in items:
+        for marker, reason in reasons.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=f"{marker}: {reason}"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No cache but the session's own, also for the processes that tests start; torch on one thread."""
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+
+
+@pytest.fixture(scope="session")
+def nano_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of ``nano``; not to be changed."""
+    folder = tmp_path_factory.mktemp("bases") / "nano"
+    folder.mkdir()
+    write_nano(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def nano_codec(nano_folder: Path) -> Codec:
+    """16 kHz, 50 frames per second, 4 codebooks of 256."""
+    return open_base(str(nano_folder)).codec()
+
+
+@pytest.fixture(scope="session")
+def text_encoder(nano_folder: Path) -> TextEncoder:
+    """nano's T5: width 64."""
+    return open_base(str(nano_folder)).text_encoder()
+
+
+@pytest.fixture(scope="session")
+def make_lm() -> Callable[..., LanguageModel]:
+    """A function that builds a toy language model, in ``eval()``, no weight of which is 0 or 1; it takes changes."""
+
+    def make(*, seed: int = 0, **changes: Any) -> LanguageModel:
+        sizes: dict[str, Any] = {"dim": 24, "num_heads": 3, "num_layers": 2, "ffn_dim": 40, "text_dim": 10}
+        codes: dict[str, Any] = {"n_q": 4, "card": 11, "delays": (0, 1, 2, 3)}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            lm = LanguageModel(LMConfig(**{**sizes, **codes, **changes}))
+            lm.init_weights()
+            for name, parameter in lm.named_parameters():
+                if "norm" in name:
+                    parameter.data += 0.3 * torch.randn_like(parameter)
+        return lm.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_text() -> Callable[..., TextStates]:
+    """A function that makes text states of rows with so many tokens each, padded with noise; 0 is the null row."""
+
+    def make(*lengths: int, dim: int = 10, num_tokens: int | None = None, seed: int = 0) -> TextStates:
+        N = num_tokens or max(1, *lengths)
+        generator = torch.Generator().manual_seed(seed)
+        states = torch.stack([torch.randn(N, dim, generator=generator) for _ in lengths])
+        return TextStates(states, torch.arange(N) < torch.tensor(lengths)[:, None])
+
+    return make

@@ -1,0 +1,144 @@
+"""Commands as a user gives them, in this process or in one of their own, and what the main job makes, once a session."""
+
+import contextlib
+import io
+import logging
+import os
+import random
+import shutil
+import subprocess
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+
+from musicgen_ft.cli import main as console_command
+
+TRAINING = ("--batch_size", "4", "--segment_s", "1", "--num_workers", "0", "--accelerator", "cpu")
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Result]
+"""Words of a command line to its result: ``command("export", run, "--out", folder)``."""
+
+
+@pytest.fixture(scope="session")
+def command() -> Command:
+    """Runs ``musicgen-ft WORDS ...`` as the console command does, but in this process: no import is paid twice."""
+
+    def run(*words: object) -> Result:
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            patch.object(sys, "argv", ["musicgen-ft", *map(str, words)]),
+            patch.dict(os.environ),
+            patch.object(logging.root, "handlers", []),
+            patch.object(logging.root, "level", logging.WARNING),
+            warnings.catch_warnings(),
+            _same_chance(),
+        ):
+            try:
+                console_command()
+                status = 0
+            except SystemExit as end:
+                status = end.code if isinstance(end.code, int) else int(end.code is not None)
+            except BaseException:
+                traceback.print_exc()
+                status = 1
+        return Result(status, out.getvalue(), err.getvalue())
+
+    return run
+
+
+@contextlib.contextmanager
+def _same_chance():  # type: ignore[no-untyped-def]  # one of contextlib's own kind
+    """Leaves the global generators of chance as they were: a command in a process of its own would, too."""
+    python, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  # it is the global one
+    with torch.random.fork_rng(devices=[]):
+        yield
+    random.setstate(python)
+    np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+@pytest.fixture(scope="session")
+def console_script() -> Path:
+    """The installed ``musicgen-ft``."""
+    script = Path(sys.executable).with_name("musicgen-ft")
+    assert script.is_file(), "the package is not installed in this environment: pip install -e ."
+    return script
+
+
+@pytest.fixture(scope="session")
+def process(console_script: Path) -> Command:
+    """Runs ``musicgen-ft WORDS ...`` in a process of its own."""
+
+    def run(*words: object, cwd: Path | None = None) -> Result:
+        done = subprocess.run(
+            [console_script, *map(str, words)], capture_output=True, text=True, check=False, cwd=cwd, timeout=300
+        )
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the session's corpus, shards, run and generator lie in."""
+    return tmp_path_factory.mktemp("main-job")
+
+
+@pytest.fixture(scope="session")
+def corpus(made: Path, command: Command) -> Path:
+    """8 synthesized tracks of 2.5 s; not to be changed."""
+    return _done(command, made / "corpus", "synthesize", "--tracks", 8, "--duration_s", 2.5)
+
+
+@pytest.fixture(scope="session")
+def shards(made: Path, corpus: Path, command: Command) -> Path:
+    """The corpus in nano's codes; not to be changed."""
+    return _done(command, made / "shards", "prepare", corpus)
+
+
+@pytest.fixture(scope="session")
+def run(made: Path, shards: Path, command: Command) -> Path:
+    """nano after 4 steps, validated and saved at 2 and 4; not to be changed."""
+    steps = ("--max_steps", 4, "--save_every_steps", 2, "--valid_every_steps", 2, "--lr", 1.0e-3, "--warmup_steps", 0)
+    return _done(command, made / "run", "finetune", shards, *steps, *TRAINING)
+
+
+@pytest.fixture(scope="session")
+def generator(made: Path, run: Path, command: Command) -> Path:
+    """The run's export in both formats; not to be changed."""
+    return _done(command, made / "generator", "export", run)
+
+
+@pytest.fixture
+def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
+    """Copies one of the session's folders to where a test may change it."""
+
+    def copy(folder: Path) -> Path:
+        return Path(shutil.copytree(folder, tmp_path / f"copy-of-{folder.name}"))
+
+    return copy
+
+
+def _done(command: Command, out: Path, *words: object) -> Path:
+    result = command(*words, "--out", out)
+    assert result.status == 0, result.err
+    return out
