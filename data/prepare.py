@@ -30,7 +30,8 @@ def main(config: PrepareConfig) -> None:
     records = scan_corpus(config.corpus, valid_fraction=config.valid_fraction)
 
     # Encode.
-    codec = open_base(config.base).codec().to(device)
+    base = open_base(config.base)
+    codec = base.codec().to(device)
     decides = {"corpus": str(config.corpus.resolve()), "window_s": config.window_s, "valid": config.valid_fraction}
     with (
         ShardWriter(
@@ -55,7 +56,7 @@ def main(config: PrepareConfig) -> None:
     # Complete.
     manifest = Manifest(
         codec=codec.spec,
-        base=config.base,
+        base=base.place,
         shards=writer.shards,
         config=to_plain(config),
         toolkit_version=__version__,

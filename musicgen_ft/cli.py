@@ -9,6 +9,7 @@ import errno
 import json
 import logging
 import os
+import re
 import runpy
 import sys
 import warnings
@@ -36,7 +37,7 @@ COMMANDS = {
 Config = TypeVar("Config")
 
 _BARE_OPTIONS = ("--help", "-h", "--print_config")
-_USER_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
+_USER_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
 
 
 def main() -> None:
@@ -78,7 +79,10 @@ def run_recipe(config_class: type[Config], recipe: Callable[[Config], None]) -> 
         _fail(
             command, f"{error.filename or 'the disk'}: {error.strerror}. Free or choose another place, and run again."
         )
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Lightning turns Ctrl-C into exit(1).
+        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
         print(f"\nmusicgen-ft {command}: stopped by the user", file=sys.stderr)
         sys.exit(130)
 
@@ -98,6 +102,7 @@ def parse(config_class: type[Config], command: str, arguments: Sequence[str]) ->
         usage=" ".join([f"musicgen-ft {command}", *(name.upper() for name in positional), "[options]"]),
         description=(config_class.__doc__ or "").strip(),
         exit_on_error=False,
+        allow_abbrev=False,  # else --max_step would pass for --max_steps
     )
     if takes_file:
         help_text = f"YAML file, or the name of one in configs/{command}; other options override it."
@@ -177,12 +182,8 @@ def _normalise(
 def _one_line(message: str, names: Sequence[str]) -> str:
     """jsonargparse's message on one line, with a suggestion for a misspelled option."""
     line = " ".join(message.split())
-    for word in line.replace("'", " ").replace("=", " ").split():
-        if word.lstrip("-") not in names and ("unrecognized" in line or "not accepted" in line):
-            suggestion = _did_you_mean(word.lstrip("-"), names)
-            if suggestion:
-                return line + suggestion
-    return line
+    unknown = re.search(r"unrecognized arguments: --([^=]+)|Option '(.+)' is not accepted", line)
+    return line + _did_you_mean(unknown[1] or unknown[2], names) if unknown else line
 
 
 def _did_you_mean(word: str, names: Any) -> str:

@@ -64,13 +64,19 @@ def sync(path: Path) -> None:
 
 
 def refuse_used(folder: Path) -> None:
-    """Raises UserError if ``folder`` is a file, or a folder with anything in it."""
-    if folder.is_file():
-        raise UserError(f"{folder} is a file, expected a folder to write into. Choose another --out.")
+    """Raises UserError if ``folder`` is a file, lies under one, or is a folder with anything in it."""
+    refuse_file(folder)
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(
             f"{folder} is not empty: it holds the output of another run. Choose another --out or remove it."
         )
+
+
+def refuse_file(folder: Path) -> None:
+    """Raises UserError if ``folder``, or a folder that it is to lie in, is a file."""
+    for path in (folder, *folder.parents):
+        if path.is_file():
+            raise UserError(f"{path} is a file, expected a folder to write into. Choose another --out.")
 
 
 def sha256(path: Path) -> str:

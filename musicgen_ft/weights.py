@@ -2,6 +2,9 @@
 
 import os
 import pickle
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +62,30 @@ def read_folder(folder: Path, prefix: str = "") -> dict[str, Tensor]:
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Writes tensors, readable as the user's other files are: safetensors itself leaves them to the owner alone."""
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path, metadata)
+    with _disk_errors_told(path):
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path, metadata)
     mask = os.umask(0)
     os.umask(mask)
     path.chmod(0o666 & ~mask)
+
+
+def write_pickle(path: Path, value: dict[str, Any]) -> None:
+    """``torch.save``, which raises an OSError where the disk is full."""
+    with _disk_errors_told(path), path.open("wb") as file:
+        torch.save(value, file)  # onto an open file: given a path, torch keeps the system's error to itself
+
+
+@contextmanager
+def _disk_errors_told(path: Path) -> Iterator[None]:
+    """Raises as an OSError what torch and safetensors hide in errors of their own."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        found = re.search(r"os error (\d+)", str(error))
+        number = error.__context__.errno if isinstance(error.__context__, OSError) else found and int(found[1])
+        if number:
+            raise OSError(number, os.strerror(number), str(path)) from error
+        raise
 
 
 def _read_safetensors(path: Path, prefix: str) -> dict[str, Tensor]:

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,7 +72,7 @@ def test_the_codec_is_frozen_fp32_and_no_module(nano_codec: Codec) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"use_causal_conv": True}, {"normalize": True}, {"chunk_length_s": 1.0}])
-def test_a_codec_that_is_not_musicgens_is_refused(changes: dict[str, object]) -> None:
+def test_a_codec_that_is_not_musicgens_is_refused(changes: dict[str, Any]) -> None:
     config = EncodecConfig(num_filters=2, hidden_size=4, codebook_size=8, codebook_dim=4, **changes)
     with pytest.raises(UserError, match="MusicGen's EnCodec does not"):
         Codec(EncodecModel(config), id="other")
@@ -148,7 +150,7 @@ def test_windows_cover_each_sample_once_with_whole_context_on_both_sides(seed: i
 # ---- identity --------------------------------------------------------------------------------------------------------
 
 
-def test_the_hash_is_the_same_whenever_the_same_weights_are_read(nano_folder: object, nano_codec: Codec) -> None:
+def test_the_hash_is_the_same_whenever_the_same_weights_are_read(nano_folder: Path, nano_codec: Codec) -> None:
     assert open_base(str(nano_folder)).codec().spec.sha256 == nano_codec.spec.sha256
 
 

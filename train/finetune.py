@@ -40,6 +40,10 @@ def main(config: FinetuneConfig) -> None:
     elif is_main:
         check_free(config)
     shards, out = places(config)
+    if resume_step is not None and resume_step >= config.max_steps:
+        if is_main:
+            print(f"run: {out}, all its {config.max_steps} steps are made")
+        return
     placement = place(config)
 
     # Data and base, which must agree.
@@ -48,14 +52,14 @@ def main(config: FinetuneConfig) -> None:
     base = open_base(config.base or manifest.base)
     check_codec(manifest, base.codec().spec)
     text_padding = config.text_padding or base.lm_config.text_padding
-    config = dataclasses.replace(config, base=base.name, text_padding=text_padding)
+    config = dataclasses.replace(config, shards=shards, base=base.place, text_padding=text_padding)
     data = build_data(config, index, placement)
 
     # Model.
     lm_config = dataclasses.replace(base.lm_config, dropout=config.dropout, text_padding=text_padding)
     module = FinetuneModule(build_lm(lm_config, base.lm_state(), where=base.name), base.text_encoder(), config)
     info = RunInfo(
-        base=base.name,
+        base=base.place,
         license=license_of(base),
         shards=shards,
         codec_sha256=manifest.codec.sha256,
@@ -82,7 +86,7 @@ def main(config: FinetuneConfig) -> None:
         trainer.validate(module, data, verbose=False)
     checkpoint = None if resume_step is None else str(run.checkpoint("last"))
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
-    if has_valid and config.max_steps % config.valid_every_steps:
+    if has_valid and config.max_steps % min(config.valid_every_steps, config.max_steps):
         trainer.validate(module, data, verbose=False)
     if is_main:
         valid = f", validation loss {module.latest['valid/ce']:.3f}" if has_valid else ""

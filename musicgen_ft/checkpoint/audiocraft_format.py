@@ -17,7 +17,7 @@ from musicgen_ft.checkpoint.transformers_format import load_strictly
 from musicgen_ft.codec import Codec
 from musicgen_ft.errors import UserError
 from musicgen_ft.model.lm import LMConfig
-from musicgen_ft.weights import read_pickle
+from musicgen_ft.weights import read_pickle, write_pickle
 
 LM_FILE = "state_dict.bin"
 CODEC_FILE = "compression_state_dict.bin"
@@ -311,7 +311,7 @@ def write_folder(folder: Path, lm: State, config: LMConfig, codec: Codec, *, tex
 def _save(path: Path, state: State, config: dict[str, Any]) -> None:
     state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     text = yaml.safe_dump(config, sort_keys=False)
-    torch.save({"best_state": state, "xp.cfg": text, "version": _VERSION, "exported": True}, path)
+    write_pickle(path, {"best_state": state, "xp.cfg": text, "version": _VERSION, "exported": True})
 
 
 def _expect(section: DictConfig, **expected: Any) -> None:

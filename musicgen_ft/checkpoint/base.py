@@ -49,6 +49,11 @@ class Base:
     flavour: Flavour
     """Whose format they have; it decides what the model does with padded text."""
 
+    @property
+    def place(self) -> str:
+        """What finds it again from any working directory: a folder's absolute path, else its name."""
+        return str(self.folder.resolve()) if Path(self.name).expanduser().is_dir() else self.name
+
     @cached_property
     def lm_config(self) -> LMConfig:
         """The numbers of its language model."""
@@ -61,7 +66,9 @@ class Base:
         """The language model's tensors under our names, in the files' own dtype."""
         if self.flavour == "transformers":
             return transformers_format.read_lm(self.folder, self.lm_config)
-        return audiocraft_format.read_lm(self._lm_package, self.lm_config)
+        # Read anew, since a model in fp32 takes the tensors as they are: training it must not change a second call's.
+        package = audiocraft_format.Package(self.folder / audiocraft_format.LM_FILE)
+        return audiocraft_format.read_lm(package, self.lm_config)
 
     def lm(self) -> LanguageModel:
         """The language model in fp32."""

@@ -80,8 +80,11 @@ class Generator:
                 cfg_coef=options.cfg_coef,
                 progress=progress,
             )
-        elif not 0 < options.stride_s < window_s:
-            raise UserError(f"stride_s {options.stride_s}: expected less than the model's window of {window_s:g} s.")
+        elif not 0 < int(options.stride_s * frame_rate) < int(window_s * frame_rate):
+            raise UserError(
+                f"stride_s {options.stride_s}: expected at least a frame of {1 / frame_rate:g} s and less than the "
+                f"model's window of {window_s:g} s."
+            )
         else:
             codes = generate_long(
                 self.lm,

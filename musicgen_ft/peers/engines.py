@@ -85,7 +85,7 @@ class _Transformers:
     def play(
         self, prompts: Sequence[str], options: GenerationOptions, *, seeds: Sequence[int], progress: Progress
     ) -> Tensor:
-        return transformers.generate(self.generator, prompts, options, seed=seeds[0])
+        return transformers.generate(self.generator, prompts, options, seed=seeds[0], progress=progress)
 
 
 def _require(folder: Path, file: str, engine: str) -> None:

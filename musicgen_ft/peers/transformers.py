@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, MusicgenForConditionalGeneration
+from transformers import AutoTokenizer, LogitsProcessorList, MusicgenForConditionalGeneration
 from transformers.utils.logging import disable_progress_bar
 
+from musicgen_ft.generation.decode import Progress
 from musicgen_ft.generation.options import GenerationOptions
 
 
@@ -39,10 +40,31 @@ def logits(generator: Any, sequence: Tensor, descriptions: Sequence[str | None])
     return result
 
 
-def generate(generator: Any, descriptions: Sequence[str | None], options: GenerationOptions, *, seed: int) -> Tensor:
+class _Told:
+    """A logits processor that changes nothing and tells the progress: transformers calls it at every step."""
+
+    def __init__(self, progress: Progress, num_steps: int) -> None:
+        self._progress, self._num_steps, self._done = progress, num_steps, 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self._done += 1
+        self._progress(self._done, self._num_steps)
+        return scores
+
+
+def generate(
+    generator: Any,
+    descriptions: Sequence[str | None],
+    options: GenerationOptions,
+    *,
+    seed: int,
+    progress: Progress | None = None,
+) -> Tensor:
     """Waveforms float [B, C, L] of one batch; its draws come from torch's global generator, seeded for the batch."""
     torch.manual_seed(seed)
     num_frames = round(options.duration_s * generator.config.audio_encoder.frame_rate)
+    num_steps = num_frames + generator.config.decoder.num_codebooks - 1
+    told = LogitsProcessorList([_Told(progress, num_steps)] if progress is not None else [])
     greedy = options.sampling.temperature == 0
     drawing = {
         "top_k": options.sampling.top_k,
@@ -54,7 +76,8 @@ def generate(generator: Any, descriptions: Sequence[str | None], options: Genera
             **_tokens(generator, descriptions),
             do_sample=not greedy,
             guidance_scale=options.cfg_coef,
-            max_new_tokens=num_frames + generator.config.decoder.num_codebooks - 1,
+            max_new_tokens=num_steps,
+            logits_processor=told,
             **({} if greedy else drawing),
         )
     assert isinstance(waveforms, Tensor)

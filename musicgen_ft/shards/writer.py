@@ -5,7 +5,7 @@ K codebooks, T frames.
 
 import logging
 import re
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -13,7 +13,7 @@ from webdataset.writer import TarWriter
 
 from musicgen_ft.codec import CodecSpec
 from musicgen_ft.errors import UserError
-from musicgen_ft.files import atomic_path, sha256
+from musicgen_ft.files import atomic_path, refuse_file, sha256
 from musicgen_ft.shards.format import MANIFEST_NAME, PREPARE_COMMAND, SPLITS, ShardInfo, Split
 from musicgen_ft.shards.sidecar import COLUMNS, Sidecar, read_sidecar, write_sidecar
 from musicgen_ft.shards.track import CODES_MEMBER, META_MEMBER, Track, encode_codes, encode_meta
@@ -162,8 +162,7 @@ class ShardWriter:
 
 def refuse_foreign_files(folder: Path) -> None:
     """Raises UserError if a folder to write into is complete, or holds anything but shards begun by a writer."""
-    if folder.is_file():
-        raise UserError(f"{folder} is a file, expected a folder to write into. Choose another --out.")
+    refuse_file(folder)
     if not folder.is_dir():
         return
     if (folder / MANIFEST_NAME).exists():
@@ -212,7 +211,8 @@ class _OpenShard:
     def discard(self) -> None:
         """Removes the temporary file."""
         error = RuntimeError(f"{self.path.name} was not finished")
-        self.stack.__exit__(type(error), error, None)
+        with suppress(OSError):  # closing writes; on a full disk that fails as the write before did
+            self.stack.__exit__(type(error), error, None)
 
 
 def _padded(member: bytes) -> int:

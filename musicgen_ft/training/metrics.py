@@ -76,7 +76,10 @@ class MetricsCSV(Logger):
         if not self.path.is_file():
             return
         with self.path.open(newline="") as file:
-            header, *rows = list(csv.reader(file))
+            text = file.read()
+        header, *rows = list(
+            csv.reader(text[: text.rfind("\n") + 1].splitlines())
+        )  # whole lines: a value may be cut too
         kept = [row for row in rows if len(row) == len(header) and row[0].isdigit() and int(row[0]) <= step]
         temporary = self.path.with_name(f".{self.path.name}.tmp-{os.getpid()}")
         with temporary.open("w", newline="") as file:

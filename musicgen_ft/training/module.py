@@ -82,7 +82,7 @@ class FinetuneModule(lightning.LightningModule):
         if not math.isfinite(ce):
             raise UserError(
                 f"step {step}: the loss is {ce}. Lower --lr, or train with --precision fp32; "
-                f"the last save is {step // self.config.save_every_steps * self.config.save_every_steps}."
+                f"the last save is {(step - 1) // self.config.save_every_steps * self.config.save_every_steps}."
             )
         now = time.perf_counter()
         metrics = {"train/ce": ce} | {f"train/ce_q{k + 1}": value for k, value in enumerate(per_codebook)}

@@ -166,8 +166,10 @@ def exported_weights(checkpoint: dict[str, Any], kind: str) -> ExportedWeights:
         UserError: if an average is asked for and there is none.
     """
     ema = checkpoint.get("ema")
+    if ema is not None and ema["count"] == 0:  # no step was averaged yet: it holds the base's own weights
+        ema = None
     if kind == "ema" and ema is None:
-        raise UserError("--weights ema: the run kept no average (ema_decay 0). Use --weights raw.")
+        raise UserError("--weights ema: the run kept no average (ema_decay 0, or too few steps). Use --weights raw.")
     state = {name.removeprefix("lm."): value for name, value in checkpoint["state_dict"].items()}
     metrics = {"step": checkpoint["global_step"], "weights": "raw", **checkpoint["musicgen_ft"]}
     if ema is not None and kind != "raw":
@@ -177,14 +179,14 @@ def exported_weights(checkpoint: dict[str, Any], kind: str) -> ExportedWeights:
 
 
 def places(config: FinetuneConfig) -> tuple[str, Path]:
-    """Where the shards are, and the folder of the run.
+    """Where the shards are, as an absolute path or a URL, and the folder of the run.
 
     Raises:
         UserError: if one is not given.
     """
     if config.shards is None or config.out is None:
         raise UserError("expected SHARDS and --out RUN, or --resume RUN. See musicgen-ft finetune --help.")
-    return config.shards, config.out
+    return config.shards if "://" in config.shards else str(Path(config.shards).resolve()), config.out
 
 
 def check_free(config: FinetuneConfig) -> None:

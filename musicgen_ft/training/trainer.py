@@ -94,7 +94,11 @@ def build_trainer(
         logger=loggers,
         callbacks=[
             MicroBatchProgress(),
-            BestAndLast(run.checkpoints, every_steps=config.save_every_steps),
+            BestAndLast(
+                run.checkpoints,
+                every_steps=config.save_every_steps,
+                valid_every_steps=_valid_every(config) if has_valid else None,
+            ),
             ProgressBar(config.max_steps, every_steps=max(1, config.max_steps // 20)),
         ],
         max_steps=config.max_steps,

@@ -71,6 +71,16 @@ def test_a_model_is_opened_in_fp32_and_trainable(audiocraft_folder: Path) -> Non
     assert {(p.dtype, p.requires_grad, p.device.type) for p in lm.parameters()} == {(torch.float32, True, "cpu")}
 
 
+@pytest.mark.parametrize("flavour", ["audiocraft", "transformers"])
+def test_training_one_model_does_not_change_what_the_base_gives_next(
+    flavour: str, request: pytest.FixtureRequest, toy_lm: LanguageModel
+) -> None:
+    base = open_base(str(request.getfixturevalue(f"{flavour}_folder")))
+    for parameter in base.lm().parameters():
+        parameter.data += 1.0
+    assert states_equal(base.lm(), toy_lm)
+
+
 def test_a_tensor_of_another_shape_than_the_config_says_is_named(toy_lm: LanguageModel) -> None:
     state = toy_lm.state_dict() | {"heads.2.weight": torch.zeros(5, 24)}
     with pytest.raises(UserError, match=r"here: heads\.2\.weight has shape \(5, 24\), its config says \(256, 24\)"):

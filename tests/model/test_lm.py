@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from musicgen_ft.model.lm import KVCache, LanguageModel, Layer, LMConfig, sinuso
 MakeLM = Callable[..., LanguageModel]
 MakeText = Callable[..., TextStates]
 
-ROUNDING = {"rtol": 0.0, "atol": 1e-5}
+ROUNDING: dict[str, Any] = {"rtol": 0.0, "atol": 1e-5}
 """The same sums in another order, in fp32, on logits of order 1; measured below 2e-6."""
 PADDINGS = ["audiocraft", "transformers"]
 
@@ -79,10 +80,10 @@ def test_steps_through_the_cache_equal_one_forward_pass(
     make_lm: MakeLM, make_text: MakeText, calls: Sequence[int], text_padding: str
 ) -> None:
     lm, text, sequence = make_lm(text_padding=text_padding), make_text(5, 3, 0), random_codes(3, 4, 9, card=12)
-    cache, condition, parts = KVCache(9), text, []
+    cache = KVCache(9)
+    parts: list[Tensor] = []
     for steps in sequence.split(list(calls), dim=2):
-        parts.append(lm(steps, condition, cache))
-        condition = None  # type: ignore[assignment]  # the cache holds it
+        parts.append(lm(steps, None if parts else text, cache))  # from the second call on the cache holds the text
     assert cache.offset == 9
     torch.testing.assert_close(torch.cat(parts, dim=2), lm(sequence, text), **ROUNDING)
 
@@ -197,8 +198,8 @@ def test_a_bf16_model_rounds_its_positions_but_does_not_compute_them_in_bf16(
     make_lm: MakeLM, make_text: MakeText
 ) -> None:
     lm = make_lm().bfloat16()
-    for embedding in lm.embeddings:
-        embedding.weight.zero_()  # type: ignore[union-attr, operator]
+    for parameter in lm.embeddings.parameters():
+        parameter.zero_()
     seen: list[Tensor] = []
     lm.layers[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     lm(random_codes(1, 4, 1500), make_text(3))
@@ -245,12 +246,10 @@ def test_queries_keys_and_values_start_uniform_at_every_depth(fresh_lm: Language
 
 
 def test_embeddings_and_heads_start_with_the_width_of_the_residual_stream(fresh_lm: LanguageModel) -> None:
-    for module in (*fresh_lm.embeddings, *fresh_lm.heads):
-        weight = module.weight
-        assert isinstance(weight, Tensor)
+    for weight in (*fresh_lm.embeddings.parameters(), *fresh_lm.heads.parameters()):
         assert weight.std().item() == pytest.approx(TRUNCATED / math.sqrt(256), rel=0.02)
-    assert [tuple(embedding.weight.shape) for embedding in fresh_lm.embeddings] == [(301, 256)] * 2  # type: ignore[union-attr, operator]
-    assert [tuple(head.weight.shape) for head in fresh_lm.heads] == [(300, 256)] * 2  # type: ignore[union-attr, operator]
+    assert [tuple(weight.shape) for weight in fresh_lm.embeddings.parameters()] == [(301, 256)] * 2
+    assert [tuple(weight.shape) for weight in fresh_lm.heads.parameters()] == [(300, 256)] * 2
 
 
 def test_norms_start_as_identity_and_linears_but_the_text_projection_have_no_bias(fresh_lm: LanguageModel) -> None:

@@ -203,7 +203,7 @@ def transformers_folder(tmp_path_factory: pytest.TempPathFactory, text_encoder: 
     folder = tmp_path_factory.mktemp("transformers-release")
     t5: Any = text_encoder.encoder
     sizes: dict[str, Any] = {"num_hidden_layers": 3, "ffn_dim": 100, "num_attention_heads": 2, "hidden_size": 36}
-    special = dict.fromkeys(("pad_token_id", "bos_token_id", "decoder_start_token_id"), 64)
+    special: dict[str, Any] = dict.fromkeys(("pad_token_id", "bos_token_id", "decoder_start_token_id"), 64)
     decoder = MusicgenDecoderConfig(vocab_size=64, num_codebooks=4, **sizes, **special)
     codec = EncodecConfig(
         target_bandwidths=[1.2], sampling_rate=1200, num_filters=4, hidden_size=16, codebook_size=64, codebook_dim=16,
@@ -212,11 +212,14 @@ def transformers_folder(tmp_path_factory: pytest.TempPathFactory, text_encoder: 
     config = MusicgenConfig(text_encoder=t5.config.to_dict(), audio_encoder=codec.to_dict(), decoder=decoder.to_dict())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        model = MusicgenForConditionalGeneration(config)
+        model: Any = MusicgenForConditionalGeneration(config)
         perturb(model.decoder)
-        model.enc_to_dec_proj.weight.data.normal_(std=0.3)
-        for layer in model.audio_encoder.quantizer.layers:
-            layer.codebook.embed.normal_()
+        for parameter in [*model.decoder.parameters(), model.enc_to_dec_proj.weight]:
+            if parameter.ndim == 2:  # transformers begins with 0.02: all logits would be small
+                parameter.data.normal_(std=0.2)
+        for name, buffer in model.audio_encoder.named_buffers():
+            if name.endswith("codebook.embed"):
+                buffer.normal_()
     model.text_encoder.load_state_dict(t5.state_dict())
     for name, value in special.items():
         setattr(model.generation_config, name, value)

@@ -1,4 +1,4 @@
-"""audiocraft -> ours -> transformers -> ours -> audiocraft: the same tensors and names, opened by everyone on the way."""
+"""audiocraft -> ours -> transformers -> ours -> audiocraft: the same tensors and names, opened by everyone."""
 
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,8 @@ def test_the_way_round_both_formats_gives_bit_equal_tensors(
         assert bit_equal(tensors(back / name), tensors(release / name)), name
     assert {value.dtype for value in tensors(back / "state_dict.bin").values()} == {dtype}
 
-    opened, info = MusicgenForConditionalGeneration.from_pretrained(str(there), output_loading_info=True)
+    reader: Any = MusicgenForConditionalGeneration
+    opened, info = reader.from_pretrained(str(there), output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
     again = audiocraft.open_generator(back, text_encoder)  # strict on every key
     assert again.lm.num_codebooks == opened.config.decoder.num_codebooks == 4
@@ -123,8 +124,9 @@ def test_the_codec_is_of_audiocrafts_sizes(musicgen: Any, codec: Codec) -> None:
 
 @torch.no_grad()
 def test_codes_equal_transformers_encodec(hf_musicgen: Any, transformers_base: Base) -> None:
-    assert isinstance(hf_musicgen.audio_encoder, EncodecModel)
+    assert type(hf_musicgen.audio_encoder) is EncodecModel
     waveform = 0.5 * torch.randn(2, 1, 2401, generator=torch.Generator().manual_seed(0))
-    expected = hf_musicgen.audio_encoder.encode(waveform).audio_codes[0]
+    encoded: Any = hf_musicgen.audio_encoder.encode(waveform)
+    expected = encoded.audio_codes[0]
     assert torch.equal(transformers_base.codec().encode(waveform), expected)
     assert transformers.open_generator(transformers_base.folder).config.audio_encoder.frame_rate == 50

@@ -1,5 +1,7 @@
 """The average of weights against audiocraft's ModuleDictEMA."""
 
+from typing import Any
+
 import torch
 from audiocraft.optim.ema import ModuleDictEMA
 from torch import nn
@@ -10,7 +12,7 @@ from musicgen_ft.training.ema import EMA
 def test_the_average_follows_audiocrafts() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5))
-    theirs = ModuleDictEMA(nn.ModuleDict({"model": module}), decay=0.9, device="cpu")
+    theirs: Any = ModuleDictEMA(nn.ModuleDict({"model": module}), decay=0.9, device="cpu")
     ours = EMA(module, decay=0.9)
     for _ in range(30):
         for parameter in module.parameters():

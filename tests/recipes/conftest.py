@@ -1,4 +1,4 @@
-"""Commands as a user gives them, in this process or in one of their own, and what the main job makes, once a session."""
+"""Commands as a user gives them, in this process or one of their own; what the main job makes, once a session."""
 
 import contextlib
 import io
@@ -10,7 +10,7 @@ import subprocess
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
@@ -67,13 +67,13 @@ def command() -> Command:
 
 
 @contextlib.contextmanager
-def _same_chance():  # type: ignore[no-untyped-def]  # one of contextlib's own kind
+def _same_chance() -> Iterator[None]:
     """Leaves the global generators of chance as they were: a command in a process of its own would, too."""
-    python, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  # it is the global one
+    python, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         yield
     random.setstate(python)
-    np.random.set_state(numpy_state)  # noqa: NPY002
+    np.random.set_state(numpy_state)
 
 
 @pytest.fixture(scope="session")

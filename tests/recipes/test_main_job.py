@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,7 +65,7 @@ def read_wav(path: Path) -> tuple[npt.NDArray[np.float32], int]:
     """Samples float32 [C, L] and their rate."""
     with wave.open(str(path)) as file:
         samples = np.frombuffer(file.readframes(file.getnframes()), "<i2").reshape(-1, file.getnchannels())
-        return samples.T.astype(np.float32) / 32768, file.getframerate()
+        return samples.T.astype(np.float32) / np.float32(32768), file.getframerate()
 
 
 def loudness(samples: npt.NDArray[np.float32], rate: int) -> float:
@@ -200,32 +201,46 @@ def test_micro_batches_change_the_losses_by_rounding_only(
     assert valid_losses(tmp_path / "run") == pytest.approx(valid_losses(run), abs=1e-4)
 
 
-def test_a_killed_run_is_resumed_to_the_weights_and_metrics_of_an_unbroken_one(
-    run: Path, shards: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def half_done(shards: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The run of the fixture ``run``, killed after its third step; the last save was at the second."""
     from musicgen_ft.training.progress import ProgressBar
 
     class Killed(BaseException):
-        """Stands in for SIGKILL: no handler of ours or Lightning's catches it."""
+        """Stands in for SIGKILL: no handler of ours or of Lightning's catches it."""
 
     def kill_at_3(self: ProgressBar, trainer: Any, *_: Any, **__: Any) -> None:
-        if trainer.global_step == 3:  # the last save was at 2
+        if trainer.global_step == 3:
             raise Killed
 
     with monkeypatch.context() as patch:
         patch.setattr(ProgressBar, "on_train_batch_end", kill_at_3)
-        killed = command("finetune", shards, "--out", tmp_path / "run", *STEPS, *TRAINING)
+        killed = command("finetune", shards, "--out", tmp_path / "half-done", *STEPS, *TRAINING)
     assert killed.status == 1
-    assert RunFolder.open(tmp_path / "run").read_checkpoint("last")["global_step"] == 2
+    assert RunFolder.open(tmp_path / "half-done").read_checkpoint("last")["global_step"] == 2
+    return tmp_path / "half-done"
 
-    resumed = command("finetune", "--resume", tmp_path / "run")
+
+def test_a_killed_run_is_resumed_to_the_weights_and_metrics_of_an_unbroken_one(
+    run: Path, half_done: Path, command: Command
+) -> None:
+    resumed = command("finetune", "--resume", half_done)
 
     assert resumed.status == 0, resumed.err
     assert "going on from step 2" in resumed.err
-    assert train_losses(tmp_path / "run") == train_losses(run)
-    assert valid_losses(tmp_path / "run") == valid_losses(run)
-    unbroken, again = trained(run), trained(tmp_path / "run")
+    assert train_losses(half_done) == train_losses(run)
+    assert valid_losses(half_done) == valid_losses(run)
+    unbroken, again = trained(run), trained(half_done)
     assert all(torch.equal(unbroken[name], again[name]) for name in unbroken)
+
+
+def test_a_run_that_ends_between_two_validations_is_validated_once_more_at_its_end(
+    shards: Path, tmp_path: Path, command: Command
+) -> None:
+    for name, every, at in (("longer", 2, [0, 2, 3]), ("shorter", 100, [0, 3])):
+        words = ("--max_steps", 3, "--valid_every_steps", every, "--out", tmp_path / name)
+        assert command("finetune", shards, *words, *TRAINING).status == 0
+        assert sorted(valid_losses(tmp_path / name)) == at
 
 
 def test_a_finished_run_is_resumed_without_a_step_and_keeps_what_it_holds(
@@ -243,22 +258,26 @@ def test_a_finished_run_is_resumed_without_a_step_and_keeps_what_it_holds(
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
-def test_a_run_is_resumed_from_another_working_directory_than_it_began_in(
-    corpus: Path, shards: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+def test_a_run_is_resumed_and_exported_from_another_working_directory_than_it_began_in(
+    shards: Path, nano_folder: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(shards.parent)
-    began = command("finetune", shards.name, "--out", tmp_path / "run", *STEPS, *TRAINING)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    shutil.copytree(shards, tmp_path / "here" / "shards")
+    shutil.copytree(nano_folder, tmp_path / "here" / "base")
+    monkeypatch.chdir(tmp_path / "here")
+    began = command("finetune", "shards", "--base", "base", "--out", "run", "--max_steps", 1, *TRAINING)
     assert began.status == 0, began.err
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path / "there")
 
-    result = command("finetune", "--resume", "run")
+    resumed = command("finetune", "--resume", "../here/run")
+    exported = command("export", "../here/run", "--out", "generator", "--format", "transformers")
 
-    assert result.status == 0, result.err
+    assert resumed.status == 0, resumed.err
+    assert exported.status == 0, exported.err
 
 
-def test_ctrl_c_stops_finetune_with_status_130_and_one_line(
-    shards: Path, tmp_path: Path, console_script: Path, command: Command
-) -> None:
+def test_ctrl_c_stops_finetune_with_status_130_and_one_line(shards: Path, tmp_path: Path, console_script: Path) -> None:
     words = [str(word) for word in (*TRAINING, "--max_steps", 100_000, "--save_every_steps", 1)]
     arguments = [str(console_script), "finetune", str(shards), "--out", str(tmp_path / "run"), *words]
     with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as running:
@@ -274,9 +293,7 @@ def test_ctrl_c_stops_finetune_with_status_130_and_one_line(
     assert not list((tmp_path / "run").rglob(".*tmp*"))
 
 
-def test_two_devices_give_the_losses_of_one(
-    run: Path, shards: Path, tmp_path: Path, process: Command
-) -> None:
+def test_two_devices_give_the_losses_of_one(run: Path, shards: Path, tmp_path: Path, process: Command) -> None:
     result = process("finetune", shards, "--out", tmp_path / "run", *STEPS, *TRAINING, "--devices", 2)
 
     assert result.status == 0, result.err
@@ -300,19 +317,12 @@ def test_torchrun_gives_the_losses_of_one_device(run: Path, shards: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_run_of_one_device_is_resumed_on_two(
-    run: Path, tmp_path: Path, process: Command, copy_of: Copy, shards: Path, command: Command
-) -> None:
-    words = ("--max_steps", 6, *STEPS[2:], *TRAINING)
-    command("finetune", shards, "--out", tmp_path / "one", *words)
-    config = (tmp_path / "one" / "config.yaml").read_text()
-    begun = copy_of(run)  # as it was when step 4 of 6 was saved, but for the learning rate's cosine
-    (begun / "config.yaml").write_text(config.replace(str(tmp_path / "one"), str(begun)))
-
-    result = process("finetune", "--resume", begun, "--devices", 2)
+def test_a_killed_run_of_one_device_is_resumed_on_two(run: Path, half_done: Path, process: Command) -> None:
+    result = process("finetune", "--resume", half_done, "--devices", 2)
 
     assert result.status == 0, result.err
-    assert sorted(train_losses(begun)) == [1, 2, 3, 4, 5, 6]
+    assert train_losses(half_done) == pytest.approx(train_losses(run), abs=1e-4)
+    assert valid_losses(half_done) == pytest.approx(valid_losses(run), abs=1e-4)
 
 
 # ---- export ----------------------------------------------------------------------------------------------------------
@@ -337,7 +347,8 @@ def test_the_exported_folder_holds_both_formats_a_card_and_where_it_came_from(ge
 def test_transformers_opens_the_export_with_its_processor_and_plays_it(generator: Path) -> None:
     from transformers import AutoProcessor, MusicgenForConditionalGeneration
 
-    model, report = MusicgenForConditionalGeneration.from_pretrained(str(generator), output_loading_info=True)
+    opened: Any = MusicgenForConditionalGeneration.from_pretrained(str(generator), output_loading_info=True)
+    model, report = opened
     processor = AutoProcessor.from_pretrained(str(generator))
     inputs = processor(text=["a slow waltz"], padding=True, return_tensors="pt")
     torch.manual_seed(0)
@@ -517,6 +528,7 @@ def test_an_empty_prompt_is_played_without_a_condition_and_said_so(
 # ---- the console script, in a process of its own ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_console_script_does_the_whole_job_and_says_nothing_but_its_own_lines(
     tmp_path: Path, process: Command
 ) -> None:
@@ -538,18 +550,6 @@ def test_the_console_script_does_the_whole_job_and_says_nothing_but_its_own_line
     assert len(lines) == len(beginnings)
     assert all(line.startswith(beginning) for line, beginning in zip(lines, beginnings, strict=True))
     assert said["sample"].out == "wavs/000_a-waltz.wav\n"
-
-
-@pytest.mark.slow
-def test_the_demo_does_it_all_in_one_command(tmp_path: Path, process: Command) -> None:
-    words = ("--tracks", 12, "--max_steps", 3, "--duration_s", 1)
-    result = process("demo", "--out", tmp_path / "demo", *words)
-
-    assert result.status == 0, result.err
-    names = {path.name for path in (tmp_path / "demo").iterdir()}
-    assert names == {"corpus", "shards", "run", "generator", "wavs"}
-    assert list((tmp_path / "demo" / "wavs").rglob("*.wav"))
-    assert "Done in" in result.out
 
 
 @pytest.mark.slow
