@@ -51,6 +51,7 @@ def main(config: PrepareConfig) -> None:
             records, codec, writer, window_s=config.window_s, min_duration_s=config.min_duration_s, progress=progress
         )
     if len(rejected) == len(records):
+        config.out.rmdir()  # no shard was begun
         raise UserError(f"{config.corpus}: none of its {len(records)} audio files can be used, see the lines above.")
 
     # Complete.

@@ -96,7 +96,6 @@ def parse(config_class: type[Config], command: str, arguments: Sequence[str]) ->
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     positional = getattr(config_class, "POSITIONAL", ())
     names = [field.name for field in fields(config_class)]  # type: ignore[arg-type]
-    takes_file = "config" not in names
     parser = ArgumentParser(
         prog=f"musicgen-ft {command}",
         usage=" ".join([f"musicgen-ft {command}", *(name.upper() for name in positional), "[options]"]),
@@ -104,18 +103,16 @@ def parse(config_class: type[Config], command: str, arguments: Sequence[str]) ->
         exit_on_error=False,
         allow_abbrev=False,  # else --max_step would pass for --max_steps
     )
-    if takes_file:
-        help_text = f"YAML file, or the name of one in configs/{command}; other options override it."
-        parser.add_argument("--config", action="config", help=help_text)
+    help_text = f"YAML file, or the name of one in configs/{command}; other options override it."
+    parser.add_argument("--config", action="config", help=help_text)
     parser.add_class_arguments(config_class, as_group=False)
     tuples = {name for name, hint in get_type_hints(config_class).items() if str(hint).startswith("tuple[str")}
-    normalised = _normalise(arguments, command, positional, tuples, takes_file)
+    normalised = _normalise(arguments, command, positional, tuples)
     try:
         values = parser.parse_args(normalised).as_dict()
     except ArgumentError as error:
-        in_file = [word.partition("=")[2] for word in normalised if word.startswith("--config=") and takes_file]
-        line = _one_line(str(error), names)
-        raise UserError(f"{in_file[0]}: {line}" if in_file and "not accepted" in line else line) from error
+        files = [word.partition("=")[2] for word in normalised if word.startswith("--config=")]
+        raise UserError(_one_line(str(error), names, files[0] if files else None)) from error
     values = {name: value for name, value in values.items() if name in names}
     try:
         return config_class(**values)
@@ -149,9 +146,7 @@ def run_command(command: str, *arguments: str) -> None:
         raise RuntimeError(f"{command} ended with status {status}")
 
 
-def _normalise(
-    arguments: Sequence[str], command: str, positional: Sequence[str], tuples: set[str], takes_file: bool
-) -> list[str]:
+def _normalise(arguments: Sequence[str], command: str, positional: Sequence[str], tuples: set[str]) -> list[str]:
     """Every argument as ``--name=value``: positional ones named, repeated ones gathered, configs found."""
     found: list[str] = []
     gathered: dict[str, list[str]] = {}
@@ -168,7 +163,7 @@ def _normalise(
                 value = words.pop(0)
             if name in tuples:
                 gathered.setdefault(name, []).append(value)
-            elif name == "config" and takes_file:
+            elif name == "config":
                 found.insert(0, f"--config={config_path(command, value)}")  # options override it wherever they stand
             else:
                 found.append(f"--{name}={value}")
@@ -179,11 +174,15 @@ def _normalise(
     return found + [f"--{name}={json.dumps(values)}" for name, values in gathered.items()]
 
 
-def _one_line(message: str, names: Sequence[str]) -> str:
-    """jsonargparse's message on one line, with a suggestion for a misspelled option."""
-    line = " ".join(message.split())
-    unknown = re.search(r"unrecognized arguments: --([^=]+)|Option '(.+)' is not accepted", line)
-    return line + _did_you_mean(unknown[1] or unknown[2], names) if unknown else line
+def _one_line(message: str, names: Sequence[str], file: str | None) -> str:
+    """jsonargparse's message on one line: where it is wrong, and a suggestion for a misspelled name."""
+    line = re.sub(r"<class '(\w+)'>", r"\1", " ".join(message.split()))
+    line = re.sub(r'Parser key "(\w+)":', r"\1:", line)
+    if word := re.search(r"unrecognized arguments: --([^=]+)", line):
+        return line + _did_you_mean(word[1], names)
+    if word := re.search(r"Option '(.+)' is not accepted", line):  # only ever said of a file
+        return f"{file}: {line}{_did_you_mean(word[1], names)}"
+    return f"{line} (in {file} or on the command line)" if file else line
 
 
 def _did_you_mean(word: str, names: Any) -> str:

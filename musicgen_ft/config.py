@@ -85,7 +85,7 @@ class FinetuneConfig:
     batch_size: int = 16
     """Clips of one optimizer step, over all devices and accumulated micro-batches."""
     micro_batch_size: int | None = None
-    """Clips at once on one device, at most; none means the batch size divided by the devices. Less takes less memory."""
+    """Clips at once on one device, at most; none means the batch size over the devices. Less takes less memory."""
     segment_s: float = 30.0
     """Seconds of a clip; shorter tracks are padded, and the padding is masked."""
     lr: float = 1.0e-5
@@ -236,7 +236,7 @@ class DemoConfig:
     """Your own folder of labelled audio; none synthesizes one."""
     base: str = "nano"
     """Model to start from."""
-    config: str = "demo"
+    finetune_config: str = "demo"
     """Config of finetune: a name in configs/finetune, or a file."""
     tracks: int = 24
     """Tracks to synthesize."""

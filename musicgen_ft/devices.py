@@ -27,8 +27,10 @@ def resolve_device(name: str) -> torch.device:
 
 
 def is_main_process() -> bool:
-    """Whether this is rank zero of the run, or will be: told by what torchrun, SLURM or Lightning set, before any of
-    them has started the process group."""
+    """Whether this is rank zero of the run, or will be once the process group has started.
+
+    Told by what torchrun, SLURM and Lightning set in the environment.
+    """
     for name in ("RANK", "SLURM_PROCID"):
         if name in os.environ:
             return os.environ[name] == "0"

@@ -215,13 +215,7 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str], monkeypatch: py
 
 
 @every_command
-def test_print_config_prints_what_a_config_file_may_hold(
-    command: str, tmp_path: Path, request: pytest.FixtureRequest, script: Path
-) -> None:
-    if command == "demo":
-        request.applymarker(
-            pytest.mark.xfail(strict=True, reason="demo's own field config takes the place of --config")
-        )
+def test_print_config_prints_what_a_config_file_may_hold(command: str, script: Path) -> None:
     done = subprocess.run([script, command, "--print_config"], capture_output=True, text=True, check=False)
 
     assert (done.returncode, done.stderr) == (0, "")

@@ -2,7 +2,7 @@
 
 musicgen-ft demo --out demo
 musicgen-ft demo --out demo --corpus my-music
-musicgen-ft demo --out demo --corpus my-music --base facebook/musicgen-small --config small
+musicgen-ft demo --out demo --corpus my-music --base facebook/musicgen-small --finetune_config small
 """
 
 import csv
@@ -16,11 +16,14 @@ from musicgen_ft.config import DemoConfig, config_path
 
 def main(config: DemoConfig) -> None:
     """Runs the other recipes one after the other, as a user would, and says what they made."""
+    from musicgen_ft.corpus.scan import scan_corpus
     from musicgen_ft.files import refuse_used
 
     begin = time.monotonic()
-    config_path("finetune", config.config)
+    config_path("finetune", config.finetune_config)
     refuse_used(config.out)
+    if config.corpus is not None:
+        scan_corpus(config.corpus)  # its mistakes show before anything is made
     config.out.mkdir(parents=True, exist_ok=True)
     corpus = config.corpus or config.out / "corpus"
     shards, run, generator, wavs = (config.out / name for name in ("shards", "run", "generator", "wavs"))
@@ -33,7 +36,7 @@ def main(config: DemoConfig) -> None:
     run_command("prepare", str(corpus), "--out", str(shards), "--base", config.base)
     step(3, f"finetune {config.base} on them")
     steps = [] if config.max_steps is None else ["--max_steps", str(config.max_steps)]
-    run_command("finetune", str(shards), "--out", str(run), "--config", config.config, *steps, *seed)
+    run_command("finetune", str(shards), "--out", str(run), "--config", config.finetune_config, *steps, *seed)
     step(4, "export: one folder that audiocraft and transformers open")
     run_command("export", str(run), "--out", str(generator))
     prompts = config.prompt or captions(shards)

@@ -19,7 +19,7 @@ def main(config: ExportConfig) -> None:
 
     from musicgen_ft.checkpoint import audiocraft_format, transformers_format
     from musicgen_ft.checkpoint.base import build_lm, open_base
-    from musicgen_ft.checkpoint.card import write_card
+    from musicgen_ft.checkpoint.card import without_paths, write_card
     from musicgen_ft.files import atomic_folder, refuse_used, write_json
     from musicgen_ft.peers.parity import check_export
     from musicgen_ft.training.run import RunFolder, exported_weights
@@ -47,7 +47,8 @@ def main(config: ExportConfig) -> None:
         lm = build_lm(lm_config, state, where=str(config.run)).eval()
         differences = check_export(folder, lm, text_encoder, probe.codes, probe.description, formats=formats)
         metrics = {**weights.metrics, "dtype": config.dtype}
-        facts = {"info": dataclasses.asdict(info), "config": to_plain(run_config), "metrics": metrics}
+        facts = {"info": without_paths(dataclasses.asdict(info)), "config": without_paths(to_plain(run_config))}
+        facts["metrics"] = metrics
         card = write_card(
             name=config.out.name, formats=formats, text_encoder_id=base.t5_id, differences=differences, **facts
         )

@@ -1,6 +1,7 @@
 """The model card of a generator folder."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 _SETTINGS = ("max_steps", "batch_size", "segment_s", "lr", "warmup_steps", "weight_decay", "cfg_dropout", "ema_decay")
@@ -67,6 +68,14 @@ Prompts are best written in English, like the captions it was trained on. It mak
 to the training tracks can come out: listen before you publish.
 """
     return "\n".join(front) + body
+
+
+def without_paths(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same values with only the last part of absolute paths: a card is published, a user's folders are not."""
+    return {
+        name: Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+        for name, value in values.items()
+    }
 
 
 def _loss(metrics: Mapping[str, Any]) -> str:

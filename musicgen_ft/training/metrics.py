@@ -77,9 +77,8 @@ class MetricsCSV(Logger):
             return
         with self.path.open(newline="") as file:
             text = file.read()
-        header, *rows = list(
-            csv.reader(text[: text.rfind("\n") + 1].splitlines())
-        )  # whole lines: a value may be cut too
+        whole = text[: text.rfind("\n") + 1]  # a kill may have cut the last line within a value
+        header, *rows = list(csv.reader(whole.splitlines()))
         kept = [row for row in rows if len(row) == len(header) and row[0].isdigit() and int(row[0]) <= step]
         temporary = self.path.with_name(f".{self.path.name}.tmp-{os.getpid()}")
         with temporary.open("w", newline="") as file:

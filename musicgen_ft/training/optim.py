@@ -22,7 +22,7 @@ def adamw(
 def warmup_cosine(step: int, *, warmup_steps: int, max_steps: int, min_ratio: float) -> float:
     """Share of the peak learning rate at a step, counted from 0: a linear rise, then half a cosine.
 
-    Unlike audiocraft's, the first step is not lost to a rate of 0, and the last one ends the cosine.
+    Unlike audiocraft's, the first step is not lost to a rate of 0.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps

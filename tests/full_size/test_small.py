@@ -24,12 +24,25 @@ def peak_gib() -> float:
 
 
 def test_full_size_small_opens_trains_a_step_and_exports_within_12_gib(tmp_path: Path) -> None:
-    base, corpus, shards, out, generator = (tmp_path / name for name in ("base", "corpus", "shards", "run", "generator"))
+    base, corpus, shards, out, generator = (
+        tmp_path / name for name in ("base", "corpus", "shards", "run", "generator")
+    )
     run("tests/full_size/write_small.py", str(base))
     run("data/synthesize.py", "--out", str(corpus), "--tracks", "3", "--duration_s", "6")
     run("data/prepare.py", str(corpus), "--out", str(shards), "--base", str(base))
     after_preparing = peak_gib()
-    run("train/finetune.py", str(shards), "--out", str(out), "--config", "small", "--max_steps", "1", "--batch_size", "1")
+    run(
+        "train/finetune.py",
+        str(shards),
+        "--out",
+        str(out),
+        "--config",
+        "small",
+        "--max_steps",
+        "1",
+        "--batch_size",
+        "1",
+    )
     after_training = peak_gib()
     run("train/export.py", str(out), "--out", str(generator), "--dtype", "float16")
 

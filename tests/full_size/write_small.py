@@ -46,7 +46,7 @@ def main(folder: Path) -> None:
     save(folder / "state_dict.bin", {name: value.half() for name, value in lm.state_dict().items()}, lm_config)
 
     codec_config = codec_xp_config(encodec_32khz(), n_q=4)
-    codec = builders.get_compression_model(OmegaConf.create({**codec_config, "device": "cpu"}))
+    codec: Any = builders.get_compression_model(OmegaConf.create({**codec_config, "device": "cpu"}))
     for layer in codec.quantizer.vq.layers:  # as if trained: else the first batch would initialise them by k-means
         layer._codebook.inited.fill_(1)
         layer._codebook.embed.normal_()

@@ -81,7 +81,7 @@ def test_an_export_of_either_base_plays_alike_in_both_readers(
         folder, base.lm().eval(), text_encoder, codes, "slow warm piano", formats=["audiocraft", "transformers"]
     )
     assert differences.keys() == {"audiocraft", "transformers"}
-    assert max(differences.values()) < 1e-5  # measured 1.4e-6
+    assert max(differences.values()) < 1e-5  # measured 0.0 and 1.3e-6
 
 
 def test_an_export_that_plays_otherwise_is_refused(

@@ -306,8 +306,11 @@ MISTAKES = {
         "holds no config.json, which --engine transformers opens|t5",
     ),
     # ---- demo
+    "a demo on a corpus that is not there": Mistake(
+        lambda at: ("demo", "--out", at.out, "--corpus", at.tmp / "nowhere"), "nowhere: no such folder|nowhere does not"
+    ),
     "a demo with a config that is not there": Mistake(
-        lambda at: ("demo", "--out", at.out, "--config", "nothing"), "--config nothing: .*Shipped: "
+        lambda at: ("demo", "--out", at.out, "--finetune_config", "nothing"), "--config nothing: .*Shipped: "
     ),
 }
 
@@ -347,7 +350,7 @@ def test_a_corpus_of_broken_files_only_is_refused_after_naming_each(place: Place
     *named, line = result.err.splitlines()
     assert [text.split(":")[0] for text in named] == ["left out a.mp3", "left out b.wav"]
     assert "none of its 2 audio files can be used" in line
-    assert tree(place.tmp) == before | {"out": None}  # an empty folder
+    assert tree(place.tmp) == before
 
 
 # ---- where the output goes -------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def test_one_batch_is_learned_by_heart(start_run: Callable[..., Run], make_shard
     run = start_run(of=of, lr=1e-2, cfg_dropout=0.0, weight_decay=0.0, batch_size=2, micro_batch_size=2, **steps).fit()
     losses = [float(row["train/ce"]) for row in run.rows() if row["train/ce"]]
     assert losses[0] > 2.0  # log 11 is 2.4
-    assert losses[-1] < 0.1  # measured 0.01
+    assert losses[-1] < 0.1  # measured 0.003
     assert run.module.latest["valid/ce"] > 2.0  # other codes cannot be known
 
 
@@ -52,8 +52,8 @@ def test_accumulated_micro_batches_make_the_step_of_one_large_batch(
     of = make_shards(train=(31, 44, 27), valid=(26,))  # no clip is padded: every micro-batch weighs the same
     one, four = (start_run(f"by {n}", of=of, micro_batch_size=n, max_steps=3).fit() for n in (4, 1))
     for name, value in weights(four.module).items():
-        # The same gradients summed in another order, through 3 steps of Adam, which amplifies rounding of tiny ones.
-        torch.testing.assert_close(value, weights(one.module)[name], rtol=0, atol=2e-4)
+        # The same gradients summed in another order, through 3 steps of Adam; measured 1.2e-7.
+        torch.testing.assert_close(value, weights(one.module)[name], rtol=0, atol=1e-5)
     names = ("train/ce", "train/ce_q3", "train/lr", "valid/ce")
     found, expected = ([float(row[name] or 0) for row in run.rows() for name in names] for run in (four, one))
     assert found == pytest.approx(expected, abs=1e-3)
