@@ -30,9 +30,15 @@ def main(config: PrepareConfig) -> None:
     records = scan_corpus(config.corpus, valid_fraction=config.valid_fraction)
 
     # Encode.
-    base = open_base(config.base)
+    base = open_base(config.base, channels=config.channels)
     codec = base.codec().to(device)
-    decides = {"corpus": str(config.corpus.resolve()), "window_s": config.window_s, "valid": config.valid_fraction}
+    # What else decides the codes: a folder begun with another answer is refused.
+    decides = {
+        "channels": codec.spec.channels,
+        "corpus": str(config.corpus.resolve()),
+        "window_s": config.window_s,
+        "valid": config.valid_fraction,
+    }
     with (
         ShardWriter(
             config.out, codec.spec, fingerprint=str(decides), max_shard_bytes=config.shard_mib * 2**20

@@ -107,7 +107,8 @@ def parse(config_class: type[Config], command: str, arguments: Sequence[str]) ->
     parser.add_argument("--config", action="config", help=help_text)
     parser.add_class_arguments(config_class, as_group=False)
     tuples = {name for name, hint in get_type_hints(config_class).items() if str(hint).startswith("tuple[str")}
-    normalised = _normalise(arguments, command, positional, tuples)
+    aliases = getattr(config_class, "ALIASES", {})
+    normalised = _normalise(arguments, command, positional, tuples, aliases)
     try:
         values = parser.parse_args(normalised).as_dict()
     except ArgumentError as error:
@@ -146,7 +147,13 @@ def run_command(command: str, *arguments: str) -> None:
         raise RuntimeError(f"{command} ended with status {status}")
 
 
-def _normalise(arguments: Sequence[str], command: str, positional: Sequence[str], tuples: set[str]) -> list[str]:
+def _normalise(
+    arguments: Sequence[str],
+    command: str,
+    positional: Sequence[str],
+    tuples: set[str],
+    aliases: dict[str, str],
+) -> list[str]:
     """Every argument as ``--name=value``: positional ones named, repeated ones gathered, configs found."""
     found: list[str] = []
     gathered: dict[str, list[str]] = {}
@@ -157,6 +164,7 @@ def _normalise(arguments: Sequence[str], command: str, positional: Sequence[str]
             found.append(word)
         elif word.startswith("--"):
             name, has_value, value = word[2:].partition("=")
+            name = aliases.get(name, name)
             if not has_value:
                 if not words:
                     raise UserError(f"--{name}: expected a value after it.")

@@ -44,11 +44,26 @@ class Codec:
     """transformers' ``EncodecModel``, frozen, in fp32: in bf16 most codes change (spec 7.2).
 
     No ``nn.Module``, so that it never enters a state dict. Its codes equal those of audiocraft's ``EncodecModel``
-    with the same weights (tests/parity).
+    with the same weights (tests/parity). For stereo the mono EnCodec runs on each channel, and the codebooks take
+    turns: left 1, right 1, left 2 ... (audiocraft's ``InterleaveStereoCompressionModel``, spec 5).
     """
 
-    def __init__(self, model: Any, *, id: str) -> None:
+    def __init__(self, model: Any, *, id: str, channels: int = 1) -> None:
+        """Freezes the model.
+
+        Args:
+            model: transformers' ``EncodecModel``.
+            id: where it came from.
+            channels: 1, or 2 for stereo.
+
+        Raises:
+            UserError: if it is no EnCodec of MusicGen's.
+        """
         config = model.config
+        if config.audio_channels != 1 or channels not in (1, 2):
+            raise UserError(
+                f"codec {id} has {config.audio_channels} channels for {channels}: MusicGen's EnCodec is mono."
+            )
         if config.normalize or config.chunk_length_s is not None or config.use_causal_conv:
             raise UserError(f"codec {id} is causal, normalises or chunks its input: MusicGen's EnCodec does not.")
         self.model = model.eval().requires_grad_(False).float()
@@ -57,8 +72,8 @@ class Codec:
             sha256=state_sha256(model.state_dict()),
             sample_rate=config.sampling_rate,
             frame_rate=config.frame_rate,
-            channels=config.audio_channels,
-            n_q=model.quantizer.get_num_quantizers_for_bandwidth(config.target_bandwidths[-1]),
+            channels=channels,
+            n_q=channels * model.quantizer.get_num_quantizers_for_bandwidth(config.target_bandwidths[-1]),
             card=config.codebook_size,
         )
 
@@ -77,16 +92,19 @@ class Codec:
     @torch.no_grad()
     def encode(self, waveform: Tensor) -> Tensor:
         """Codes int64 [B, K, T] of a waveform float [B, C, L], T = ceil(L / hop_length)."""
-        codes = self.model.encode(waveform.to(self.device, torch.float32), bandwidth=self._bandwidth).audio_codes
-        assert isinstance(codes, Tensor)
-        return codes[0]
+        mono = waveform.to(self.device, torch.float32).flatten(0, 1)[:, None]  # [B, C, L] -> [B * C, 1, L]
+        codes: Tensor = self.model.encode(mono, bandwidth=self._bandwidth).audio_codes[0]
+        # [B * C, K / C, T] -> [B, C, K / C, T] -> [B, K / C, C, T] -> [B, K, T]
+        B, C, T = waveform.shape[0], self.spec.channels, codes.shape[-1]
+        return codes.view(B, C, -1, T).transpose(1, 2).reshape(B, -1, T)
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
         """Waveform float [B, C, L] of codes int64 [B, K, T], L = T * hop_length."""
-        waveform = self.model.decode(codes[None].to(self.device), [None]).audio_values
-        assert isinstance(waveform, Tensor)
-        return waveform
+        B, C, T = codes.shape[0], self.spec.channels, codes.shape[2]
+        mono = codes.to(self.device).view(B, -1, C, T).transpose(1, 2).reshape(B * C, -1, T)
+        waveform: Tensor = self.model.decode(mono[None], [None]).audio_values  # [B * C, 1, L]
+        return waveform.view(B, C, -1)
 
     def encode_track(
         self, blocks: Iterable[np.ndarray], *, window_s: float = 30.0, context_s: float = 2.0

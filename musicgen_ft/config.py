@@ -46,6 +46,8 @@ class PrepareConfig:
     """Folder of shards to make."""
     base: str = "nano"
     """Whose EnCodec encodes: nano, a hub id (facebook/musicgen-small), or a folder."""
+    channels: Literal[1, 2] | None = None
+    """2 encodes left and right, for a stereo model: of a stereo base, or one that finetune makes of a mono base."""
     valid_fraction: float = 0.1
     """Share of the tracks held out for validation; at least one track of two or more."""
     min_duration_s: float = 1.0
@@ -165,12 +167,15 @@ class FinetuneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """A run becomes a generator folder that audiocraft and transformers open and play."""
+    """A run, or another base, becomes a generator folder that audiocraft and transformers open and play."""
 
     POSITIONAL: ClassVar[tuple[str, ...]] = ("run",)
+    ALIASES: ClassVar[dict[str, str]] = {"from": "base"}
 
-    run: Path
+    run: Path | None = None
     """Folder of the run, from finetune."""
+    base: str | None = None
+    """In place of a run: a base to convert as it is, also said as --from: a hub id or a folder."""
     out: Path
     """Generator folder to make."""
     format: Literal["both", "audiocraft", "transformers"] = "both"
@@ -179,8 +184,16 @@ class ExportConfig:
     """best by validation loss (last where there was no validation), or last."""
     weights: Literal["auto", "ema", "raw"] = "auto"
     """Averaged or raw weights; auto: averaged where the run has them."""
-    dtype: Literal["float32", "float16"] = "float32"
-    """Of the language model's tensors; the released audiocraft files are float16."""
+    dtype: Literal["float32", "float16"] | None = None
+    """Of the language model's tensors; none means float32 for a run, and the base's own. Releases are float16."""
+    channels: Literal[1, 2] | None = None
+    """Of a base: 2 makes a mono one stereo."""
+
+    def __post_init__(self) -> None:
+        if (self.run is None) == (self.base is None):
+            raise ValueError("expected a RUN, or --from BASE, and not both.")
+        if self.run is not None and self.channels is not None:
+            raise ValueError("--channels goes with --from: a run has the channels of its shards.")
 
 
 @dataclass(frozen=True, kw_only=True)

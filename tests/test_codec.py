@@ -165,3 +165,16 @@ def test_the_hash_tells_values_names_shapes_and_dtypes_but_not_the_order() -> No
     hashes = {state_sha256(other) for other in [state, *others]}
     assert len(hashes) == 5
     assert state_sha256({"b": state["b"], "a": state["a"]}) == state_sha256(state)
+
+
+def test_stereo_codes_are_those_of_left_and_right_in_turn(nano_folder: Path) -> None:
+    mono, stereo = open_base(str(nano_folder)).codec(), open_base(str(nano_folder), channels=2).codec()
+    waveform = 0.1 * torch.randn(3, 2, 4001, generator=torch.Generator().manual_seed(0))
+    left, right = mono.encode(waveform[:, :1]), mono.encode(waveform[:, 1:])
+
+    codes = stereo.encode(waveform)
+
+    assert torch.equal(codes[:, 0::2], left)
+    assert torch.equal(codes[:, 1::2], right)
+    decoded = torch.cat([mono.decode(left), mono.decode(right)], dim=1)
+    torch.testing.assert_close(stereo.decode(codes), decoded, rtol=0, atol=1e-6)  # batches sum in another order

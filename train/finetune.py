@@ -49,7 +49,7 @@ def main(config: FinetuneConfig) -> None:
     # Data and base, which must agree.
     index = ShardIndex.open(local_shards(shards))
     manifest = index.manifest
-    base = open_base(config.base or manifest.base)
+    base = open_base(config.base or manifest.base, channels=manifest.codec.channels)
     check_codec(manifest, base.codec().spec)
     text_padding = config.text_padding or base.lm_config.text_padding
     config = dataclasses.replace(config, shards=shards, base=base.place, text_padding=text_padding)
@@ -64,6 +64,7 @@ def main(config: FinetuneConfig) -> None:
         shards=shards,
         codec_sha256=manifest.codec.sha256,
         text_padding=text_padding,
+        channels=manifest.codec.channels,
         train_tracks=manifest.num_tracks["train"],
         train_hours=manifest.duration_s["train"] / 3600,
         valid_tracks=manifest.num_tracks["valid"],

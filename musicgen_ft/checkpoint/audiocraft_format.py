@@ -95,10 +95,6 @@ def _lm_config(config: DictConfig, state: State, text_dim: int) -> LMConfig:
         )
     _expect(lm, activation="gelu", causal=True, norm_first=True, bias_ff=False, bias_attn=False, bias_proj=False)
     _expect(lm, positional_embedding="sin", qk_layer_norm=False, layer_scale=None, norm="layer_norm")
-    if OmegaConf.select(config, "interleave_stereo_codebooks.use"):
-        raise UserError(
-            "xp.cfg: a stereo base cannot be fine-tuned yet. Use a mono base such as facebook/musicgen-small."
-        )
     pattern = config.codebooks_pattern
     if pattern.modeling not in (None, "delay"):
         raise UserError(f"xp.cfg: codebooks_pattern.modeling is {pattern.modeling!r}, expected 'delay'.")
@@ -113,8 +109,22 @@ def _lm_config(config: DictConfig, state: State, text_dim: int) -> LMConfig:
         delays=tuple(delays) if delays is not None else tuple(range(lm.n_q)),
         text_dim=text_dim,
         text_padding="audiocraft",
+        channels=channels(config),
         max_duration_s=float(config.dataset.segment_duration),
     )
+
+
+def channels(config: DictConfig) -> int:
+    """Channels of the audio: 2 where the codebooks are those of left and right in turn.
+
+    Raises:
+        UserError: if they are interleaved in another way than the released models'.
+    """
+    if not OmegaConf.select(config, "interleave_stereo_codebooks.use"):
+        return 1
+    if OmegaConf.select(config, "interleave_stereo_codebooks.per_timestep"):
+        raise UserError("xp.cfg: interleave_stereo_codebooks.per_timestep is true, expected false as in the releases.")
+    return 2
 
 
 def read_lm(package: Package, config: LMConfig) -> State:
@@ -122,7 +132,7 @@ def read_lm(package: Package, config: LMConfig) -> State:
     return to_ours(package.state, audiocraft_pairs(config), where=str(package.path))
 
 
-def read_codec(package: Package, *, id: str) -> Codec:
+def read_codec(package: Package, *, id: str, channels: int) -> Codec:
     """The EnCodec of a file that holds one in full.
 
     Raises:
@@ -136,7 +146,7 @@ def read_codec(package: Package, *, id: str) -> Codec:
     model = EncodecModel(config)
     pairs = codec_pairs(model.state_dict(), num_residual_layers=config.num_residual_layers)
     load_strictly(model, to_ours(package.state, pairs, where=str(package.path)), where=str(package.path))
-    return Codec(model, id=id)
+    return Codec(model, id=id, channels=channels)
 
 
 def encodec_config(config: DictConfig) -> EncodecConfig:
@@ -235,7 +245,8 @@ def lm_xp_config(config: LMConfig, *, text_encoder_id: str) -> dict[str, Any]:
                 "t5": {"name": text_encoder_id, "finetune": False, "word_dropout": 0.0, "normalize_text": False},
             }
         },
-        "interleave_stereo_codebooks": {"use": False, "per_timestep": False},
+        "channels": config.channels,
+        "interleave_stereo_codebooks": {"use": config.channels == 2, "per_timestep": False},
     }
 
 
@@ -305,7 +316,11 @@ def write_folder(folder: Path, lm: State, config: LMConfig, codec: Codec, *, tex
     )
     state = codec.model.state_dict()
     pairs = codec_pairs(state, num_residual_layers=codec.model.config.num_residual_layers)
-    _save(folder / CODEC_FILE, from_ours(state, pairs), codec_xp_config(codec.model.config, n_q=codec.spec.n_q))
+    _save(
+        folder / CODEC_FILE,
+        from_ours(state, pairs),
+        codec_xp_config(codec.model.config, n_q=codec.spec.n_q // codec.spec.channels),
+    )
 
 
 def _save(path: Path, state: State, config: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from transformers import EncodecConfig, T5Config
 from musicgen_ft.checkpoint import audiocraft_format, transformers_format
 from musicgen_ft.checkpoint.names import State
 from musicgen_ft.checkpoint.nano import nano_folder
+from musicgen_ft.checkpoint.stereo import stereo_config, stereo_state
 from musicgen_ft.codec import Codec
 from musicgen_ft.errors import UserError
 from musicgen_ft.files import read_json
@@ -48,6 +49,8 @@ class Base:
     """Where its files lie."""
     flavour: Flavour
     """Whose format they have; it decides what the model does with padded text."""
+    channels: int | None = None
+    """Channels to open it with; none means its own. 2 makes a mono base stereo."""
 
     @property
     def place(self) -> str:
@@ -57,6 +60,28 @@ class Base:
     @cached_property
     def lm_config(self) -> LMConfig:
         """The numbers of its language model."""
+        return stereo_config(self._own_lm_config) if self._is_widened else self._own_lm_config
+
+    @cached_property
+    def _is_widened(self) -> bool:
+        """Whether it is a mono base that is opened in stereo.
+
+        Raises:
+            UserError: if a stereo base is asked for in mono.
+        """
+        if self.channels == 1 and self._own_channels == 2:
+            raise UserError(f"{self.name} is a stereo base, found mono shards: prepare them with --channels 2.")
+        return self.channels == 2 and self._own_channels == 1
+
+    @cached_property
+    def _own_channels(self) -> int:
+        if self.flavour == "audiocraft":
+            return audiocraft_format.channels(self._lm_package.config())
+        decoder: Any = transformers_format.read_config(self.folder).decoder
+        return int(decoder.audio_channels)
+
+    @cached_property
+    def _own_lm_config(self) -> LMConfig:
         if self.flavour == "transformers":
             return transformers_format.lm_config(transformers_format.read_config(self.folder))
         package = self._lm_package
@@ -64,11 +89,15 @@ class Base:
 
     def lm_state(self) -> State:
         """The language model's tensors under our names, in the files' own dtype."""
+        state = self._own_lm_state()
+        return stereo_state(state) if self._is_widened else state
+
+    def _own_lm_state(self) -> State:
         if self.flavour == "transformers":
-            return transformers_format.read_lm(self.folder, self.lm_config)
+            return transformers_format.read_lm(self.folder, self._own_lm_config)
         # Read anew, since a model in fp32 takes the tensors as they are: training it must not change a second call's.
         package = audiocraft_format.Package(self.folder / audiocraft_format.LM_FILE)
-        return audiocraft_format.read_lm(package, self.lm_config)
+        return audiocraft_format.read_lm(package, self._own_lm_config)
 
     def lm(self) -> LanguageModel:
         """The language model in fp32."""
@@ -76,15 +105,19 @@ class Base:
 
     def codec(self) -> Codec:
         """The frozen EnCodec."""
+        channels = 2 if self._is_widened else self._own_channels
         if self.flavour == "transformers":
             config: Any = transformers_format.read_config(self.folder).audio_encoder
-            return transformers_format.read_codec(self.folder, config, prefix="audio_encoder.", id=self.name)
+            return transformers_format.read_codec(
+                self.folder, config, prefix="audio_encoder.", id=self.name, channels=channels
+            )
         package = audiocraft_format.Package(self.folder / audiocraft_format.CODEC_FILE)
         if package.pretrained is None:
-            return audiocraft_format.read_codec(package, id=self.name)
+            return audiocraft_format.read_codec(package, id=self.name, channels=channels)
         folder = _locate(package.pretrained)
         values = read_json(folder / "config.json")
-        return transformers_format.read_codec(folder, EncodecConfig(**values), prefix="", id=package.pretrained)
+        config = EncodecConfig(**values)
+        return transformers_format.read_codec(folder, config, prefix="", id=package.pretrained, channels=channels)
 
     def text_encoder(self) -> TextEncoder:
         """The frozen T5 encoder with its tokenizer."""
@@ -127,12 +160,13 @@ class Base:
         return int(_t5_config(self._t5_folder()).d_model)
 
 
-def open_base(name: str) -> Base:
+def open_base(name: str, *, channels: int | None = None) -> Base:
     """Opens a base by name or folder.
 
     Args:
         name: ``nano``, a folder, or a hub id such as ``facebook/musicgen-small``. The hub is reached through
             ``huggingface_hub``: its cache (``HF_HOME``), its offline switch (``HF_HUB_OFFLINE``) and its token apply.
+        channels: 2 makes a mono base stereo; none takes it as it is.
 
     Raises:
         UserError: if there is no such base here or on the hub, or the hub cannot be reached.
@@ -140,9 +174,9 @@ def open_base(name: str) -> Base:
     folder = nano_folder() if name == "nano" else _locate(name)
     config = folder / "config.json"
     if config.is_file() and any((folder / file).is_file() for file in _WEIGHTS if file != audiocraft_format.LM_FILE):
-        return Base(name, folder, "transformers")
+        return Base(name, folder, "transformers", channels)
     if (folder / audiocraft_format.LM_FILE).is_file() and (folder / audiocraft_format.CODEC_FILE).is_file():
-        return Base(name, folder, "audiocraft")
+        return Base(name, folder, "audiocraft", channels)
     raise UserError(
         f"{name} is no MusicGen base: {folder} holds neither config.json with weights (transformers) nor "
         f"{audiocraft_format.LM_FILE} with {audiocraft_format.CODEC_FILE} (audiocraft)."

@@ -22,22 +22,7 @@ def write_card(
         text_encoder_id: the name that audiocraft knows its text encoder by, or ``t5``.
         differences: reader -> largest difference of a logit from the trained model's.
     """
-    base_model = (
-        [f"base_model: {info['base']}"] if "/" in info["base"] and not info["base"].startswith((".", "/")) else []
-    )
-    front = [
-        "---",
-        f"license: {info['license']}",
-        *base_model,
-        "pipeline_tag: text-to-audio",
-        "library_name: " + ("transformers" if "transformers" in formats else "audiocraft"),
-        "tags: [musicgen, music, text-to-audio, musicgen-ft]",
-        "---",
-    ]
-    checked = (
-        ", ".join(f"{reader} {value:.1e}" for reader, value in differences.items()) or "not opened by another reader"
-    )
-    body = f"""
+    return f"""{_front(info["base"], info["license"], formats)}
 # {name}
 
 A MusicGen, fine-tuned from **{info["base"]}** with musicgen-ft {info["toolkit_version"]}.
@@ -49,7 +34,7 @@ A MusicGen, fine-tuned from **{info["base"]}** with musicgen-ft {info["toolkit_v
 | exported | step {metrics["step"]}, {metrics["weights"]} weights, {metrics["dtype"]} |
 | validation loss | {_loss(metrics)} |
 | parameters of the language model | {info["num_parameters"] / 1e6:.1f} M |
-| largest difference of a logit from the trained model | {checked} |
+| largest difference of a logit from the trained model | {_checked(differences)} |
 
 ## Play it
 
@@ -67,15 +52,48 @@ A MusicGen, fine-tuned from **{info["base"]}** with musicgen-ft {info["toolkit_v
 Prompts are best written in English, like the captions it was trained on. It makes no intelligible vocals. Music close
 to the training tracks can come out: listen before you publish.
 """
-    return "\n".join(front) + body
+
+
+def write_conversion_card(
+    *, name: str, base: str, license: str, formats: list[str], text_encoder_id: str, differences: Mapping[str, float]
+) -> str:
+    """Markdown with the hub's front matter, for a base that was converted without training."""
+    return f"""{_front(base, license, formats)}
+# {name}
+
+The weights of **{_published(base)}**, converted by musicgen-ft without training; licence: {license}. Largest difference
+of a logit from the original: {_checked(differences)}.
+
+## Play it
+
+{_play(name, formats, text_encoder_id)}"""
+
+
+def _front(base: str, license: str, formats: list[str]) -> str:
+    is_hub_id = base.count("/") == 1 and not base.startswith((".", "/", "~"))
+    lines = [
+        "---",
+        f"license: {license}",
+        *([f"base_model: {base}"] if is_hub_id else []),
+        "pipeline_tag: text-to-audio",
+        "library_name: " + ("transformers" if "transformers" in formats else "audiocraft"),
+        "tags: [musicgen, music, text-to-audio, musicgen-ft]",
+        "---",
+    ]
+    return "\n".join(lines)
+
+
+def _checked(differences: Mapping[str, float]) -> str:
+    return ", ".join(f"{reader} {value:.1e}" for reader, value in differences.items()) or "not opened by another reader"
 
 
 def without_paths(values: Mapping[str, Any]) -> dict[str, Any]:
     """The same values with only the last part of absolute paths: a card is published, a user's folders are not."""
-    return {
-        name: Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
-        for name, value in values.items()
-    }
+    return {name: _published(value) for name, value in values.items()}
+
+
+def _published(value: Any) -> Any:
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _loss(metrics: Mapping[str, Any]) -> str:

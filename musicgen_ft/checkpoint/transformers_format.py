@@ -50,11 +50,6 @@ def lm_config(config: MusicgenConfig) -> LMConfig:
     decoder: Any = config.decoder
     if decoder.activation_function != "gelu" or decoder.scale_embedding:
         raise UserError("config.json: expected activation_function 'gelu' and scale_embedding false, as MusicGen has.")
-    if decoder.audio_channels != 1:
-        raise UserError(
-            f"config.json: a base with audio_channels {decoder.audio_channels} cannot be fine-tuned yet, "
-            "expected 1. Use a mono base such as facebook/musicgen-small."
-        )
     text: Any = config.text_encoder
     return LMConfig(
         dim=decoder.hidden_size,
@@ -63,7 +58,8 @@ def lm_config(config: MusicgenConfig) -> LMConfig:
         ffn_dim=decoder.ffn_dim,
         n_q=decoder.num_codebooks,
         card=decoder.vocab_size,
-        delays=tuple(range(decoder.num_codebooks)),
+        delays=tuple(k // decoder.audio_channels for k in range(decoder.num_codebooks)),
+        channels=decoder.audio_channels,
         text_dim=text.d_model,
         text_padding="transformers",
     )
@@ -76,12 +72,12 @@ def read_lm(folder: Path, config: LMConfig) -> State:
     return to_ours(theirs, transformers_pairs(config), where=str(folder))
 
 
-def read_codec(folder: Path, config: EncodecConfig, *, prefix: str, id: str) -> Codec:
+def read_codec(folder: Path, config: EncodecConfig, *, prefix: str, id: str, channels: int) -> Codec:
     """The EnCodec of a folder whose weights' names begin with ``prefix``."""
     model = EncodecModel(config)
     state = {_parametrized(name): value for name, value in read_folder(folder, prefix).items()}
     load_strictly(model, state, where=f"{folder}: EnCodec")
-    return Codec(model, id=id)
+    return Codec(model, id=id, channels=channels)
 
 
 def read_text_encoder(folder: Path, config: T5Config, *, prefix: str, id: str) -> TextEncoder:
@@ -139,6 +135,8 @@ def build_config(config: LMConfig, codec: Codec, text_encoder: TextEncoder) -> M
             f"transformers drops the text projection of a model whose width equals its text encoder's ({config.dim}): "
             "export with --format audiocraft."
         )
+    if config.delays != tuple(k // config.channels for k in range(config.n_q)):
+        raise UserError(f"transformers knows no delays {config.delays}: export with --format audiocraft.")
     decoder = MusicgenDecoderConfig(
         vocab_size=config.card,
         hidden_size=config.dim,
@@ -183,11 +181,7 @@ def write_folder(folder: Path, lm: State, config: LMConfig, codec: Codec, text_e
     ).save_pretrained(folder)
     state = from_ours(lm, transformers_pairs(config))
     state |= {f"audio_encoder.{name}": value for name, value in codec.model.state_dict().items()}
-    state |= {
-        f"text_encoder.{name}": value
-        for name, value in text_encoder.encoder.state_dict().items()
-        if name != "encoder.embed_tokens.weight"  # tied to shared.weight
-    }
+    state |= {f"text_encoder.{name}": value for name, value in _untied(text_encoder.encoder.state_dict()).items()}
     write_safetensors(folder / "model.safetensors", state, {"format": "pt"})
     text_encoder.tokenizer.save_pretrained(folder)
     _write_feature_extractor(folder, codec)
@@ -197,8 +191,14 @@ def write_text_encoder(folder: Path, text_encoder: TextEncoder) -> None:
     """Writes T5 and its tokenizer as a folder of their own, which ``T5EncoderModel.from_pretrained`` opens."""
     folder.mkdir()
     encoder: Any = text_encoder.encoder
-    encoder.save_pretrained(folder)
+    encoder.config.save_pretrained(folder)
+    write_safetensors(folder / "model.safetensors", _untied(encoder.state_dict()), {"format": "pt"})
     text_encoder.tokenizer.save_pretrained(folder)
+
+
+def _untied(t5: State) -> State:
+    """T5's tensors, each under one name: its embedding has two."""
+    return {name: value for name, value in t5.items() if name != "encoder.embed_tokens.weight"}
 
 
 def _write_feature_extractor(folder: Path, codec: Codec) -> None:

@@ -40,7 +40,7 @@ def generate_codes(
         seeds: one for each row.
         cfg_coef: guidance scale; 1 switches guidance off.
         prompt: int64 [B, K, Tp] with Tp < T: codes to go on from; they begin the result.
-        progress: told after every step.
+        progress: told after every step that holds a new code.
 
     Returns:
         int64 [B, K, T], values in [0, card).
@@ -59,12 +59,13 @@ def generate_codes(
     if prompt is not None:
         codes[:, :, :num_known] = prompt
     sequence = lm.pattern.interleave(codes, lm.config.special_token_id)
-    S = sequence.shape[2]
+    # Unknown places are the same in all rows. The first such step is the first that holds a frame behind the prompt;
+    # a step without one is fed together with those after it.
+    unknown_steps = (sequence[0] == _UNKNOWN).any(0).nonzero().flatten().tolist()
     guided = cfg_coef != 1.0
     condition: TextStates | None = _with_null(text) if guided else text
-    cache, noise = KVCache(S), SeededNoise(seeds)
-    first = num_known + 1  # the first step with an unknown code
-    for step in range(first, S):
+    cache, noise = KVCache(sequence.shape[2]), SeededNoise(seeds)
+    for done, step in enumerate(unknown_steps, start=1):
         steps = sequence[:, :, cache.offset : step]
         logits = lm(steps.repeat(2, 1, 1) if guided else steps, condition, cache)[:, :, -1]  # [B, K, card]
         condition = None  # its keys and values are in the cache now
@@ -74,7 +75,7 @@ def generate_codes(
         drawn = draw(logits[..., :card], sampling, noise)
         sequence[:, :, step] = torch.where(sequence[:, :, step] == _UNKNOWN, drawn, sequence[:, :, step])
         if progress is not None:
-            progress(step - first + 1, S - first)
+            progress(done, len(unknown_steps))
     return lm.pattern.deinterleave(sequence)
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from musicgen_ft.model.conditioning import TextStates
-from musicgen_ft.model.patterns import DelayPattern
+from musicgen_ft.model.patterns import Pattern, PatternName, make_pattern
 
 TextPadding = Literal["audiocraft", "transformers"]
 
@@ -35,7 +35,7 @@ class LMConfig:
     card: int
     """Entries of each codebook; ``card`` itself is the special token."""
     delays: tuple[int, ...]
-    """Steps of the delay pattern, one for each codebook."""
+    """Steps that each codebook lags behind, one for each; see ``make_pattern``."""
     text_dim: int
     """Width of the text encoder's hidden states."""
     dropout: float = 0.0
@@ -43,26 +43,40 @@ class LMConfig:
     text_padding: TextPadding = "audiocraft"
     """What cross-attention does with padded text: audiocraft attends to the zero vectors, so that a prompt depends
     on its neighbours in the batch; transformers masks them (spec 8.3). Equal where nothing is padded."""
+    channels: int = 1
+    """Channels of the audio: in stereo the codebooks are those of left and right in turn."""
     max_duration_s: float = field(default=30.0)
     """Length that the model was trained on, in seconds."""
+    pattern: PatternName = "delay"
+    """The order of the codes. audiocraft has all of them; transformers knows ``delay`` alone, with the delays of the
+    released models (0, 1, 2, ..., or each twice in stereo)."""
+    flattening: tuple[int, ...] = ()
+    """Inner step of each codebook, for ``unroll``; empty is full flattening."""
+    group_by: int = 0
+    """Codebooks of a group, for ``musiclm``; 0 for the others."""
 
     def __post_init__(self) -> None:
         if self.dim % self.num_heads or self.dim % 2:
             raise ValueError(f"dim {self.dim} must be even and a multiple of num_heads {self.num_heads}")
         if len(self.delays) != self.n_q:
             raise ValueError(f"delays {self.delays} do not fit n_q={self.n_q}")
+        self.make_pattern()  # refuses here what does not fit together
 
     @property
     def special_token_id(self) -> int:
         """Stands where the pattern holds no code, and in padding."""
         return self.card
 
+    def make_pattern(self) -> Pattern:
+        """The pattern that ``pattern``, ``delays``, ``flattening`` and ``group_by`` describe."""
+        return make_pattern(self.pattern, self.delays, flattening=self.flattening, group_by=self.group_by)
+
 
 class Predictions(NamedTuple):
     """The model's prediction of every frame of a batch of codes."""
 
     logits: Tensor
-    """float [B, K, T, card]; NaN where the delay pattern leaves no prediction."""
+    """float [B, K, T, card]; NaN where the pattern leaves no prediction."""
     mask: Tensor
     """bool [K, T]: false there."""
 
@@ -174,7 +188,7 @@ class LanguageModel(nn.Module):
     def __init__(self, config: LMConfig) -> None:
         super().__init__()
         self.config = config
-        self.pattern = DelayPattern(config.delays)
+        self.pattern = config.make_pattern()
         self.embeddings = nn.ModuleList(nn.Embedding(config.card + 1, config.dim) for _ in range(config.n_q))
         self.text_proj = nn.Linear(config.text_dim, config.dim)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))
@@ -211,12 +225,12 @@ class LanguageModel(nn.Module):
             text: the condition of each row.
 
         Source: audiocraft's ``LMModel.compute_predictions`` with ``keep_only_valid_steps`` (spec 3.2). It feeds
-        T + 1 steps; the last one predicts nothing that is kept, so T steps are enough.
+        all valid steps; the last one predicts nothing that is kept, so one less is enough: T of the delay pattern.
         """
-        T = codes.shape[2]
-        sequence = self.pattern.interleave(codes, self.config.special_token_id)[:, :, :T]
-        logits = self.pattern.align_logits(self(sequence, text))
-        return Predictions(logits, self.pattern.frame_mask(T).to(codes.device))
+        T, pattern = codes.shape[2], self.pattern
+        sequence = pattern.interleave(codes, self.config.special_token_id)[:, :, : pattern.num_valid_steps(T) - 1]
+        logits = pattern.align_logits(self(sequence, text), T)
+        return Predictions(logits, pattern.frame_mask(T, device=codes.device))
 
     def _project(self, text: TextStates | None, cache: KVCache | None) -> tuple[Tensor | None, Tensor | None]:
         """Text states [B, N, D], zero where masked (bias included), and the mask of cross-attention [B, 1, 1, N]."""

@@ -63,7 +63,8 @@ def generate(
     """Waveforms float [B, C, L] of one batch; its draws come from torch's global generator, seeded for the batch."""
     torch.manual_seed(seed)
     num_frames = round(options.duration_s * generator.config.audio_encoder.frame_rate)
-    num_steps = num_frames + generator.config.decoder.num_codebooks - 1
+    decoder = generator.config.decoder
+    num_steps = num_frames + decoder.num_codebooks // decoder.audio_channels - 1  # the last codebook's delay
     told = LogitsProcessorList([_Told(progress, num_steps)] if progress is not None else [])
     greedy = options.sampling.temperature == 0
     drawing = {

@@ -39,6 +39,8 @@ class RunInfo:
     """Hash of the codec that made them."""
     text_padding: str
     """What cross-attention did with padded text."""
+    channels: int
+    """Of the audio."""
     train_tracks: int
     """Tracks trained on."""
     train_hours: float

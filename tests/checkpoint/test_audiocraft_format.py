@@ -164,7 +164,7 @@ def test_what_a_config_says_or_leaves_out_is_read_as_audiocraft_reads_it(
         ("codebooks_pattern.modeling", "parallel", "codebooks_pattern.modeling is 'parallel', expected 'delay'"),
         ("conditioners", MELODY, "only text through cross-attention can be fine-tuned yet"),
         ("fuser", {"prepend": ["self_wav", "description"], "cross": []}, "only text through cross-attention"),
-        ("interleave_stereo_codebooks.use", True, "a stereo base cannot be fine-tuned yet"),
+        ("interleave_stereo_codebooks", {"use": True, "per_timestep": True}, "per_timestep is true, expected false"),
         ("transformer_lm", ..., "'xp.cfg' is incomplete: .*transformer_lm"),
         ("transformer_lm.n_q", ..., "'xp.cfg' is incomplete: .*n_q"),
         ("fuser", ..., "'xp.cfg' is incomplete: .*fuser"),

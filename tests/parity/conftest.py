@@ -142,9 +142,9 @@ def perturb(module: torch.nn.Module) -> None:
             parameter.data += 0.3 * torch.randn_like(parameter)
 
 
-def build_audiocraft_lm(text_encoder: TextEncoder) -> Any:
+def build_audiocraft_lm(text_encoder: TextEncoder, config: str) -> Any:
     with audiocraft.text_encoder_given(text_encoder):
-        lm = builders.get_lm_model(parse(LM_CONFIG))
+        lm = builders.get_lm_model(parse(config))
     perturb(lm)
     return lm.eval()
 
@@ -161,16 +161,34 @@ def release(module: Any, config: str, path: Path) -> None:
     torch.save({"best_state": module.state_dict(), "xp.cfg": text, "version": "1.3.0", "exported": True}, path)
 
 
-@pytest.fixture(scope="session")
-def audiocraft_folder(tmp_path_factory: pytest.TempPathFactory, text_encoder: TextEncoder) -> Path:
-    """A release of audiocraft's: 48 wide, 3 heads, 2 layers, 64 codes; T5 beside it."""
-    folder = tmp_path_factory.mktemp("audiocraft-release")
+# The released stereo models: the mono codec on each channel, its codebooks in turn.
+STEREO_LM_CONFIG = (
+    LM_CONFIG.replace("n_q: 4", "n_q: 8")
+    .replace("delays: [0, 1, 2, 3]", "delays: [0, 0, 1, 1, 2, 2, 3, 3]")
+    .replace("interleave_stereo_codebooks: {use: false", "interleave_stereo_codebooks: {use: true")
+    .replace("sample_rate: 1200", "sample_rate: 1200\nchannels: 2")
+)
+
+
+def write_audiocraft_folder(folder: Path, text_encoder: TextEncoder, lm_config: str) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        release(build_audiocraft_lm(text_encoder), LM_CONFIG, folder / "state_dict.bin")
+        release(build_audiocraft_lm(text_encoder, lm_config), lm_config, folder / "state_dict.bin")
         release(build_audiocraft_codec(), CODEC_CONFIG, folder / "compression_state_dict.bin")
     transformers_format.write_text_encoder(folder / audiocraft_format.T5_FOLDER, text_encoder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def audiocraft_folder(tmp_path_factory: pytest.TempPathFactory, text_encoder: TextEncoder) -> Path:
+    """A release of audiocraft's: 48 wide, 3 heads, 2 layers, 64 codes; T5 beside it."""
+    return write_audiocraft_folder(tmp_path_factory.mktemp("audiocraft-release"), text_encoder, LM_CONFIG)
+
+
+@pytest.fixture(scope="session")
+def audiocraft_stereo_folder(tmp_path_factory: pytest.TempPathFactory, text_encoder: TextEncoder) -> Path:
+    """The same in stereo: 8 codebooks."""
+    return write_audiocraft_folder(tmp_path_factory.mktemp("audiocraft-stereo"), text_encoder, STEREO_LM_CONFIG)
 
 
 @pytest.fixture(scope="session")
@@ -200,11 +218,22 @@ def lm_like_audiocraft(audiocraft_base: Base) -> LanguageModel:
 @pytest.fixture(scope="session")
 def transformers_folder(tmp_path_factory: pytest.TempPathFactory, text_encoder: TextEncoder) -> Path:
     """A generator folder of transformers': 36 wide, 2 heads, 3 layers, 64 codes."""
-    folder = tmp_path_factory.mktemp("transformers-release")
+    return write_transformers_folder(tmp_path_factory.mktemp("transformers-release"), text_encoder, channels=1)
+
+
+@pytest.fixture(scope="session")
+def transformers_stereo_folder(tmp_path_factory: pytest.TempPathFactory, text_encoder: TextEncoder) -> Path:
+    """The same in stereo: 8 codebooks."""
+    return write_transformers_folder(tmp_path_factory.mktemp("transformers-stereo"), text_encoder, channels=2)
+
+
+def write_transformers_folder(folder: Path, text_encoder: TextEncoder, *, channels: int) -> Path:
     t5: Any = text_encoder.encoder
     sizes: dict[str, Any] = {"num_hidden_layers": 3, "ffn_dim": 100, "num_attention_heads": 2, "hidden_size": 36}
     special: dict[str, Any] = dict.fromkeys(("pad_token_id", "bos_token_id", "decoder_start_token_id"), 64)
-    decoder = MusicgenDecoderConfig(vocab_size=64, num_codebooks=4, **sizes, **special)
+    decoder = MusicgenDecoderConfig(
+        vocab_size=64, num_codebooks=4 * channels, audio_channels=channels, **sizes, **special
+    )
     codec = EncodecConfig(
         target_bandwidths=[1.2], sampling_rate=1200, num_filters=4, hidden_size=16, codebook_size=64, codebook_dim=16,
         upsampling_ratios=[4, 3, 2], use_causal_conv=False, use_conv_shortcut=False,
