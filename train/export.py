@@ -30,7 +30,7 @@ def export_run(config: ExportConfig) -> None:
     """Weights of the run -> both formats -> compared with the trained model on real codes -> in place."""
     import torch
 
-    from musicgen_ft.checkpoint.base import build_lm, open_base
+    from musicgen_ft.checkpoint.base import open_base
     from musicgen_ft.checkpoint.card import without_paths, write_card
     from musicgen_ft.checkpoint.generator_folder import formats_of, write_generator
     from musicgen_ft.files import atomic_folder, write_json
@@ -52,8 +52,9 @@ def export_run(config: ExportConfig) -> None:
     formats = formats_of(config.format)
     with atomic_folder(config.out) as folder:
         write_generator(folder, state, lm_config, base, codec, text_encoder, formats=formats)
-        lm = build_lm(lm_config, state, where=str(config.run)).eval()
-        differences = check_export(folder, lm, text_encoder, probe.codes, probe.description, formats=formats)
+        differences = check_export(
+            folder, state, lm_config, text_encoder, probe.codes, probe.description, formats=formats
+        )
         metrics = {**weights.metrics, "dtype": str(dtype).removeprefix("torch.")}
         facts = {"info": without_paths(dataclasses.asdict(info)), "config": without_paths(to_plain(run_config))}
         facts["metrics"] = metrics
@@ -70,7 +71,7 @@ def convert(config: ExportConfig) -> None:
     """A base's own weights in the other format, or in both; compared on random codes."""
     import torch
 
-    from musicgen_ft.checkpoint.base import build_lm, license_of, open_base
+    from musicgen_ft.checkpoint.base import license_of, open_base
     from musicgen_ft.checkpoint.card import write_conversion_card
     from musicgen_ft.checkpoint.generator_folder import formats_of, write_generator
     from musicgen_ft.files import atomic_folder
@@ -85,9 +86,8 @@ def convert(config: ExportConfig) -> None:
     formats = formats_of(config.format)
     with atomic_folder(config.out) as folder:
         write_generator(folder, state, lm_config, base, codec, text_encoder, formats=formats)
-        lm = build_lm(lm_config, state, where=base.name).eval()
         codes = torch.randint(lm_config.card, (1, lm_config.n_q, 50), generator=torch.Generator().manual_seed(0))
-        differences = check_export(folder, lm, text_encoder, codes, "music", formats=formats)
+        differences = check_export(folder, state, lm_config, text_encoder, codes, "music", formats=formats)
         card = write_conversion_card(
             name=config.out.name,
             base=base.name,

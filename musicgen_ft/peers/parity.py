@@ -8,8 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from musicgen_ft.checkpoint.base import build_lm
+from musicgen_ft.checkpoint.names import State
 from musicgen_ft.model.conditioning import TextEncoder
-from musicgen_ft.model.lm import LanguageModel
+from musicgen_ft.model.lm import LMConfig
 from musicgen_ft.peers import audiocraft, transformers
 
 logger = logging.getLogger(__name__)
@@ -21,7 +23,8 @@ TOLERANCE = 1e-4
 @torch.no_grad()
 def check_export(
     folder: Path,
-    lm: LanguageModel,
+    state: State,
+    config: LMConfig,
     text_encoder: TextEncoder,
     codes: Tensor,
     description: str,
@@ -30,9 +33,12 @@ def check_export(
 ) -> dict[str, float]:
     """Compares the folder's logits with the trained model's, by each reader that it is made for.
 
+    The models are opened one after the other, so that memory holds one of them beside ``state``.
+
     Args:
         folder: the exported folder.
-        lm: the trained model, in fp32 and ``eval()``.
+        state: the trained tensors, as they were written.
+        config: their numbers.
         text_encoder: its text encoder.
         codes: int64 [1, K, T] of real audio.
         description: its text.
@@ -45,7 +51,11 @@ def check_export(
         RuntimeError: if one exceeds ``TOLERANCE``.
     """
     T = codes.shape[2]
+    lm = build_lm(config, state, where="the export").eval()
     expected, mask = lm.predict(codes, text_encoder.encode([description]))
+    pattern = lm.pattern
+    sequence = pattern.interleave(codes, config.special_token_id)[:, :, :T]
+    del lm
     differences: dict[str, float] = {}
     for reader in formats:
         if reader == "audiocraft" and not audiocraft.is_installed():
@@ -54,11 +64,10 @@ def check_export(
         if reader == "audiocraft":
             found, _ = audiocraft.logits(audiocraft.open_generator(folder, text_encoder), codes, [description])
         else:
-            sequence = lm.pattern.interleave(codes, lm.config.special_token_id)[:, :, :T]
-            opened = transformers.open_generator(folder)
-            found = lm.pattern.align_logits(transformers.logits(opened, sequence, [description]))
-            del opened
-        gc.collect()  # two full-size models need not stand in memory at once
+            found = pattern.align_logits(
+                transformers.logits(transformers.open_generator(folder), sequence, [description])
+            )
+        gc.collect()  # transformers' models refer to themselves
         differences[reader] = float((found - expected)[:, mask].abs().max())
         if not differences[reader] <= TOLERANCE:
             raise RuntimeError(
