@@ -1,0 +1,61 @@
+"""Every command that README, configs, recipes and docs show is one that the toolkit takes."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from musicgen_ft import config as configs
+from musicgen_ft.checkpoint.base import open_base
+from musicgen_ft.cli import COMMANDS, parse
+from musicgen_ft.generation.generator import Generator
+from musicgen_ft.generation.options import GenerationOptions
+
+ROOT = Path(__file__).parents[1]
+CLASSES = {name: getattr(configs, f"{name.capitalize()}Config") for name in COMMANDS}
+PLACES = ["README.md", "docs/*.md", "configs/*/*.yaml", "train/*.py", "data/*.py"]
+# At the start of a line or after a comment sign: a sentence that names a command is none.
+_SHOWN = re.compile(
+    r"^(?:#\s*|\s*)(?:musicgen-ft|python (?:train|data)/)[ ]?(\w+)(?:\.py)? +(.*?)(?:\s{2,}#.*)?$", re.MULTILINE
+)
+
+
+def shown() -> list[tuple[str, str, str]]:
+    found = []
+    for place in PLACES:
+        for path in sorted(ROOT.glob(place)):
+            for command, words in _SHOWN.findall(path.read_text(encoding="utf-8")):
+                if command in COMMANDS and "RUN|" not in words:
+                    found.append((path.relative_to(ROOT).as_posix(), command, words))
+    return found
+
+
+@pytest.mark.parametrize(("place", "command", "words"), shown())
+def test_a_command_that_is_shown_is_understood(place: str, command: str, words: str) -> None:
+    parse(CLASSES[command], command, [word for word in shlex.split(words) if word != "\\"])
+
+
+def test_the_readme_shows_every_command_of_the_main_job() -> None:
+    assert {command for place, command, _ in shown() if place == "README.md"} >= {
+        "prepare", "finetune", "export", "sample",
+    }  # fmt: skip
+    assert len(shown()) > 30
+
+
+def test_the_readmes_lines_of_python_play(nano_folder: Path) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    for name in ("open_base", "Generator", "GenerationOptions", "generator.generate"):
+        assert name in snippet
+    lines = snippet.replace('"generator"', repr(str(nano_folder))).replace("duration_s=10", "duration_s=0.2")
+    scope: dict[str, object] = {}
+    exec(compile(lines, "README.md", "exec"), scope)
+
+    assert {scope["open_base"], scope["Generator"], scope["GenerationOptions"]} == {
+        open_base, Generator, GenerationOptions,
+    }  # fmt: skip
+    waveform = scope["waveform"]
+    assert isinstance(waveform, torch.Tensor)
+    assert waveform.shape == (1, 1, 3200)
