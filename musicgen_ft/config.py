@@ -79,6 +79,8 @@ class FinetuneConfig:
     """Folder of a run to take up again where it was; shards, out and all else come from the run."""
     base: str | None = None
     """Model to start from: nano, a hub id, a folder; none means the one whose codec made the shards."""
+    text_encoder: str | None = None
+    """A frozen T5, flan-T5 or mT5 in place of the base's own: a hub id, a folder. Its projection is learned anew."""
     seed: int = 0
     """Of the order of samples, crops, captions and dropouts."""
 

@@ -42,7 +42,7 @@ def export_run(config: ExportConfig) -> None:
     run = RunFolder.open(config.run)
     info, run_config, probe = run.info(), run.config(), run.probe()
     weights = exported_weights(run.read_checkpoint(config.checkpoint), config.weights)
-    base = open_base(info.base, channels=info.channels)
+    base = open_base(info.base, channels=info.channels, other_t5=info.text_encoder)
     codec, text_encoder = base.codec(), base.text_encoder()
     lm_config = dataclasses.replace(base.lm_config, dropout=0.0)
     dtype = getattr(torch, config.dtype or "float32")

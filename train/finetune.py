@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def main(config: FinetuneConfig) -> None:
     """Config -> data -> model -> ``Trainer.fit``."""
     from musicgen_ft import __version__
-    from musicgen_ft.checkpoint.base import build_lm, license_of, open_base
+    from musicgen_ft.checkpoint.base import build_lm, license_of, open_base, place_of
     from musicgen_ft.devices import is_main_process
     from musicgen_ft.shards.format import check_codec
     from musicgen_ft.shards.index import ShardIndex
@@ -49,10 +49,13 @@ def main(config: FinetuneConfig) -> None:
     # Data and base, which must agree.
     index = ShardIndex.open(local_shards(shards))
     manifest = index.manifest
-    base = open_base(config.base or manifest.base, channels=manifest.codec.channels)
+    text_encoder = None if config.text_encoder is None else place_of(config.text_encoder)
+    base = open_base(config.base or manifest.base, channels=manifest.codec.channels, other_t5=text_encoder)
     check_codec(manifest, base.codec().spec)
     text_padding = config.text_padding or base.lm_config.text_padding
-    config = dataclasses.replace(config, shards=shards, base=base.place, text_padding=text_padding)
+    config = dataclasses.replace(
+        config, shards=shards, base=base.place, text_encoder=text_encoder, text_padding=text_padding
+    )
     data = build_data(config, index, placement)
 
     # Model.
@@ -65,6 +68,7 @@ def main(config: FinetuneConfig) -> None:
         codec_sha256=manifest.codec.sha256,
         text_padding=text_padding,
         channels=manifest.codec.channels,
+        text_encoder=text_encoder,
         train_tracks=manifest.num_tracks["train"],
         train_hours=manifest.duration_s["train"] / 3600,
         valid_tracks=manifest.num_tracks["valid"],

@@ -3,6 +3,7 @@
 ``nano``, a hub id, an audiocraft folder or a transformers folder; a generator folder that we export is a base again.
 """
 
+import dataclasses
 import os
 import re
 from dataclasses import dataclass
@@ -51,16 +52,21 @@ class Base:
     """Whose format they have; it decides what the model does with padded text."""
     channels: int | None = None
     """Channels to open it with; none means its own. 2 makes a mono base stereo."""
+    other_t5: str | None = None
+    """Hub id or folder of a T5 that takes the place of its own; the projection of the text begins anew."""
 
     @property
     def place(self) -> str:
-        """What finds it again from any working directory: a folder's absolute path, else its name."""
-        return str(self.folder.resolve()) if Path(self.name).expanduser().is_dir() else self.name
+        """What finds it again from any working directory."""
+        return place_of(self.name)
 
     @cached_property
     def lm_config(self) -> LMConfig:
         """The numbers of its language model."""
-        return stereo_config(self._own_lm_config) if self._is_widened else self._own_lm_config
+        config = stereo_config(self._own_lm_config) if self._is_widened else self._own_lm_config
+        if self.other_t5 is None:
+            return config
+        return dataclasses.replace(config, text_dim=int(_t5_config(_locate(self.other_t5)).d_model))
 
     @cached_property
     def _is_widened(self) -> bool:
@@ -90,7 +96,11 @@ class Base:
     def lm_state(self) -> State:
         """The language model's tensors under our names, in the files' own dtype."""
         state = self._own_lm_state()
-        return stereo_state(state) if self._is_widened else state
+        if self._is_widened:
+            state = stereo_state(state)
+        if self.other_t5 is not None:
+            state |= fresh_text_projection(self.lm_config)
+        return state
 
     def _own_lm_state(self) -> State:
         if self.flavour == "transformers":
@@ -121,6 +131,9 @@ class Base:
 
     def text_encoder(self) -> TextEncoder:
         """The frozen T5 encoder with its tokenizer."""
+        if self.other_t5 is not None:
+            folder = _locate(self.other_t5)
+            return transformers_format.read_text_encoder(folder, _t5_config(folder), prefix="", id=self.t5_id)
         if self.flavour == "transformers":
             config: Any = transformers_format.read_config(self.folder).text_encoder
             return transformers_format.read_text_encoder(self.folder, config, prefix="text_encoder.", id=self.t5_id)
@@ -130,6 +143,8 @@ class Base:
     @cached_property
     def t5_id(self) -> str:
         """The hub id of its text encoder where it is one that audiocraft knows, else ``t5``: a folder beside."""
+        if self.other_t5 is not None:
+            return self.other_t5 if self.other_t5 in audiocraft_format.KNOWN_T5 else audiocraft_format.T5_FOLDER
         if self.flavour == "audiocraft":
             return str(self._lm_package.config().conditioners.description.t5.name)
         config: Any = transformers_format.read_config(self.folder).text_encoder
@@ -160,13 +175,20 @@ class Base:
         return int(_t5_config(self._t5_folder()).d_model)
 
 
-def open_base(name: str, *, channels: int | None = None) -> Base:
+def place_of(name: str) -> str:
+    """What finds a name again from any working directory: a folder's absolute path, else the name."""
+    folder = Path(name).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else name
+
+
+def open_base(name: str, *, channels: int | None = None, other_t5: str | None = None) -> Base:
     """Opens a base by name or folder.
 
     Args:
         name: ``nano``, a folder, or a hub id such as ``facebook/musicgen-small``. The hub is reached through
             ``huggingface_hub``: its cache (``HF_HOME``), its offline switch (``HF_HUB_OFFLINE``) and its token apply.
         channels: 2 makes a mono base stereo; none takes it as it is.
+        other_t5: hub id or folder of a T5 in place of its own; a flan-T5 or mT5 will do.
 
     Raises:
         UserError: if there is no such base here or on the hub, or the hub cannot be reached.
@@ -174,13 +196,21 @@ def open_base(name: str, *, channels: int | None = None) -> Base:
     folder = nano_folder() if name == "nano" else _locate(name)
     config = folder / "config.json"
     if config.is_file() and any((folder / file).is_file() for file in _WEIGHTS if file != audiocraft_format.LM_FILE):
-        return Base(name, folder, "transformers", channels)
+        return Base(name, folder, "transformers", channels, other_t5)
     if (folder / audiocraft_format.LM_FILE).is_file() and (folder / audiocraft_format.CODEC_FILE).is_file():
-        return Base(name, folder, "audiocraft", channels)
+        return Base(name, folder, "audiocraft", channels, other_t5)
     raise UserError(
         f"{name} is no MusicGen base: {folder} holds neither config.json with weights (transformers) nor "
         f"{audiocraft_format.LM_FILE} with {audiocraft_format.CODEC_FILE} (audiocraft)."
     )
+
+
+def fresh_text_projection(config: LMConfig) -> State:
+    """A projection of the text that knows nothing yet: torch's initial values of a linear layer, from a fixed seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        projection = torch.nn.Linear(config.text_dim, config.dim)
+    return {f"text_proj.{name}": value.detach() for name, value in projection.state_dict().items()}
 
 
 def license_of(base: Base) -> str:
@@ -269,6 +299,8 @@ def _hub_names(repo_id: str, folder: Path) -> set[str]:
 
 def _t5_config(folder: Path) -> T5Config:
     values = read_json(folder / "config.json")
-    if not isinstance(values, dict) or values.get("model_type") not in ("t5", "mt5", "umt5"):
-        raise UserError(f"{folder / 'config.json'} describes no T5 text encoder.")
+    if not isinstance(values, dict) or values.get("model_type") not in ("t5", "mt5"):
+        raise UserError(
+            f"{folder / 'config.json'} describes no T5: expected model_type t5 or mt5, with config and weights."
+        )
     return T5Config(**{name: value for name, value in values.items() if name != "model_type"})

@@ -41,6 +41,8 @@ class RunInfo:
     """What cross-attention did with padded text."""
     channels: int
     """Of the audio."""
+    text_encoder: str | None
+    """Name or folder of a text encoder in place of the base's own."""
     train_tracks: int
     """Tracks trained on."""
     train_hours: float
