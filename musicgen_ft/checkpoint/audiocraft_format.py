@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from transformers import EncodecConfig, EncodecModel
 
+from musicgen_ft.checkpoint.audiocraft_pattern import read_pattern, write_pattern
 from musicgen_ft.checkpoint.names import State, audiocraft_pairs, codec_pairs, from_ours, to_ours
 from musicgen_ft.checkpoint.transformers_format import load_strictly
 from musicgen_ft.codec import Codec
@@ -95,10 +96,6 @@ def _lm_config(config: DictConfig, state: State, text_dim: int) -> LMConfig:
         )
     _expect(lm, activation="gelu", causal=True, norm_first=True, bias_ff=False, bias_attn=False, bias_proj=False)
     _expect(lm, positional_embedding="sin", qk_layer_norm=False, layer_scale=None, norm="layer_norm")
-    pattern = config.codebooks_pattern
-    if pattern.modeling not in (None, "delay"):
-        raise UserError(f"xp.cfg: codebooks_pattern.modeling is {pattern.modeling!r}, expected 'delay'.")
-    delays = pattern.delay.get("delays") if pattern.modeling == "delay" else None
     return LMConfig(
         dim=lm.dim,
         num_heads=lm.get("num_heads", 8),  # audiocraft's own defaults where an old file is silent (spec 1.2)
@@ -106,11 +103,11 @@ def _lm_config(config: DictConfig, state: State, text_dim: int) -> LMConfig:
         ffn_dim=state["transformer.layers.0.linear1.weight"].shape[0],
         n_q=lm.n_q,
         card=lm.card,
-        delays=tuple(delays) if delays is not None else tuple(range(lm.n_q)),
         text_dim=text_dim,
         text_padding="audiocraft",
         channels=channels(config),
         max_duration_s=float(config.dataset.segment_duration),
+        **read_pattern(config, lm.n_q),
     )
 
 
@@ -225,10 +222,7 @@ def lm_xp_config(config: LMConfig, *, text_encoder_id: str) -> dict[str, Any]:
             "kv_repeat": 1,
             "two_step_cfg": False,
         },
-        "codebooks_pattern": {
-            "modeling": "delay",
-            "delay": {"delays": list(config.delays), "flatten_first": 0, "empty_initial": 0},
-        },
+        "codebooks_pattern": write_pattern(config),
         "classifier_free_guidance": {"training_dropout": 0.3, "inference_coef": 3.0},
         "attribute_dropout": {},
         "fuser": {

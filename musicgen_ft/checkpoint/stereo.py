@@ -4,11 +4,18 @@ import dataclasses
 import re
 
 from musicgen_ft.checkpoint.names import State
+from musicgen_ft.errors import UserError
 from musicgen_ft.model.lm import LMConfig
 
 
 def stereo_config(mono: LMConfig) -> LMConfig:
-    """Twice the codebooks; left and right of a codebook have the same delay: 0, 0, 1, 1, 2, 2, 3, 3."""
+    """Twice the codebooks; left and right of a codebook have the same delay: 0, 0, 1, 1, 2, 2, 3, 3.
+
+    Raises:
+        UserError: if the base has another pattern than delay, for which there is no such recipe.
+    """
+    if mono.pattern != "delay":
+        raise UserError(f"a base with the pattern {mono.pattern!r} cannot be made stereo, expected 'delay'.")
     delays = tuple(delay for delay in mono.delays for _ in range(2))
     return dataclasses.replace(mono, n_q=2 * mono.n_q, delays=delays, channels=2)
 

@@ -135,8 +135,10 @@ def build_config(config: LMConfig, codec: Codec, text_encoder: TextEncoder) -> M
             f"transformers drops the text projection of a model whose width equals its text encoder's ({config.dim}): "
             "export with --format audiocraft."
         )
-    if config.delays != tuple(k // config.channels for k in range(config.n_q)):
-        raise UserError(f"transformers knows no delays {config.delays}: export with --format audiocraft.")
+    if config.pattern != "delay" or config.delays != tuple(k // config.channels for k in range(config.n_q)):
+        raise UserError(
+            f"transformers knows no pattern {config.pattern} with delays {config.delays}: use --format audiocraft."
+        )
     decoder = MusicgenDecoderConfig(
         vocab_size=config.card,
         hidden_size=config.dim,

@@ -119,7 +119,7 @@ def test_a_mono_base_made_stereo_is_what_audiocrafts_recipe_makes(audiocraft_fol
         tmp_path, stereo.lm_state(), stereo.lm_config, stereo.codec(), text_encoder_id="t5-base"
     )
 
-    expected = {}
+    expected: dict[str, Tensor] = {}
     for name, value in tensors(audiocraft_folder).items():  # emb.k and linears.k of stereo: those of k // 2 (spec 5)
         kind, _, rest = name.partition(".")
         if kind in ("emb", "linears"):
