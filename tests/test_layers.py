@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"errors", "files", "config", "cli", "terminal"},
-    {"audio", "containers", "corpus", "codec", "weights", "devices", "synthesis"},
+    {"audio", "containers", "corpus", "chroma", "codec", "weights", "devices", "synthesis"},
     {"shards", "model"},
     {"checkpoint", "training", "generation"},
     {"peers"},

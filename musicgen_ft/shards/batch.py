@@ -1,6 +1,6 @@
 """One batch of crops, as the training module receives it.
 
-B batch, K codebooks, T frames.
+B batch, K codebooks, T frames, F frames of chroma.
 """
 
 from collections.abc import Sequence
@@ -23,6 +23,9 @@ class Crop(NamedTuple):
     """The track's key."""
     position: int
     """Position in the order of training, or number of the crop in validation."""
+    chroma: Tensor | None = None
+    """int64 [F], the pitch class of each chroma frame, -1 where it is padding or dropped; None where the shards have
+    none."""
 
 
 class Batch(NamedTuple):
@@ -42,6 +45,8 @@ class Batch(NamedTuple):
     """B keys of tracks."""
     positions: tuple[int, ...]
     """B positions in the order of training, or numbers of the crops in validation."""
+    chroma: Tensor | None = None
+    """int64 [B, F], pitch classes, -1 where a frame is padding or dropped; None where the shards have none."""
 
     def to(self, device: Any, *, non_blocking: bool | None = None) -> "Batch":
         """The batch on ``device``; Lightning calls it.
@@ -54,15 +59,19 @@ class Batch(NamedTuple):
         if non_blocking is None:
             non_blocking = bool(device.type == "cuda")
         return self._replace(
-            codes=self.codes.to(device, non_blocking=non_blocking), mask=self.mask.to(device, non_blocking=non_blocking)
+            codes=self.codes.to(device, non_blocking=non_blocking),
+            mask=self.mask.to(device, non_blocking=non_blocking),
+            chroma=None if self.chroma is None else self.chroma.to(device, non_blocking=non_blocking),
         )
 
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory; the DataLoader calls it."""
-        return self._replace(codes=self.codes.pin_memory(), mask=self.mask.pin_memory())
+        chroma = None if self.chroma is None else self.chroma.pin_memory()
+        return self._replace(codes=self.codes.pin_memory(), mask=self.mask.pin_memory(), chroma=chroma)
 
 
 def collate(crops: Sequence[Crop]) -> Batch:
     """Stacks crops of equal length."""
-    codes, mask, descriptions, keys, positions = zip(*crops, strict=True)
-    return Batch(torch.stack(codes), torch.stack(mask), descriptions, keys, positions)
+    codes, mask, descriptions, keys, positions, chroma = zip(*crops, strict=True)
+    stacked = None if chroma[0] is None else torch.stack(chroma)
+    return Batch(torch.stack(codes), torch.stack(mask), descriptions, keys, positions, stacked)

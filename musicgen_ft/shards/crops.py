@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from musicgen_ft.chroma import DROPPED, crop_chroma
 from musicgen_ft.corpus.labels import Labels
 from musicgen_ft.shards.batch import Crop
 from musicgen_ft.shards.index import SplitIndex
@@ -43,6 +44,7 @@ class CropDataset(Dataset[Crop]):
         global_batch: int,
         cfg_dropout: float = 0.0,
         cfg_dropout_scope: CfgDropoutScope = "sample",
+        melody_dropout: float = 0.0,
     ) -> None:
         """Crops of ``tracks``.
 
@@ -53,18 +55,21 @@ class CropDataset(Dataset[Crop]):
             captions: makes the text.
             seed: of the order, the crops, the texts and the dropout.
             global_batch: samples of one optimizer step; tells the step of a position.
-            cfg_dropout: probability that the text is dropped, in [0, 1].
+            cfg_dropout: probability that the text is dropped, and the melody with it, in [0, 1].
             cfg_dropout_scope: one draw for each sample, or one for each optimizer step and all its samples, as
-                audiocraft's ClassifierFreeGuidanceDropout does.
+                audiocraft's ClassifierFreeGuidanceDropout and AttributeDropout do.
+            melody_dropout: probability that the melody is dropped where the text is kept, in [0, 1].
 
         Raises:
-            ValueError: if there is no track, or the probability is out of range.
+            ValueError: if there is no track, or a probability is out of range.
         """
-        if not 0 <= cfg_dropout <= 1:
-            raise ValueError(f"cfg_dropout is {cfg_dropout}, expected a probability in [0, 1]")
+        for name, probability in (("cfg_dropout", cfg_dropout), ("melody_dropout", melody_dropout)):
+            if not 0 <= probability <= 1:
+                raise ValueError(f"{name} is {probability}, expected a probability in [0, 1]")
         self._tracks, self._captions, self._seed = tracks, captions, seed
         self._segment_frames, self._card = segment_frames, card
         self._global_batch, self._cfg_dropout, self._scope = global_batch, cfg_dropout, cfg_dropout_scope
+        self._melody_dropout = melody_dropout
         self._slots = track_slots(tracks.num_frames, segment_frames)
         self.order = EpochOrder(num_slots=int(self._slots[-1]), seed=seed)
 
@@ -79,10 +84,13 @@ class CropDataset(Dataset[Crop]):
         rng = sample_rng(self._seed, position)
         # Each draw is made whether it is used or not: crops and texts stay the same when the dropout changes.
         start = int(rng.integers(max(1, int(self._tracks.num_frames[track]) - self._segment_frames + 1)))
-        is_dropped = rng.random() < self._cfg_dropout
-        if self._scope == "step":
-            is_dropped = step_rng(self._seed, position // self._global_batch).random() < self._cfg_dropout
+        drop_all = rng.random()
         description = self._captions.describe(self._tracks.meta(track).labels, rng)
+        drop_melody = rng.random()
+        if self._scope == "step":
+            of_step = step_rng(self._seed, position // self._global_batch)
+            drop_all, drop_melody = of_step.random(), of_step.random()
+        is_dropped = drop_all < self._cfg_dropout
         return _crop(
             self._tracks,
             track,
@@ -91,6 +99,7 @@ class CropDataset(Dataset[Crop]):
             card=self._card,
             description=None if is_dropped else description,
             position=position,
+            is_melody_dropped=is_dropped or drop_melody < self._melody_dropout,
         )
 
 
@@ -143,9 +152,22 @@ def _crop(
     card: int,
     description: str | None,
     position: int,
+    is_melody_dropped: bool = False,
 ) -> Crop:
     found = tracks.codes(track, start, min(start + segment_frames, int(tracks.num_frames[track])))
     K, T = found.shape
     codes = torch.full((K, segment_frames), card, dtype=torch.int64)
     codes[:, :T] = torch.from_numpy(found.astype(np.int64))
-    return Crop(codes, torch.arange(segment_frames) < T, description, tracks.keys[track], position)
+    chroma = None
+    if tracks.chroma_spec is not None:
+        chroma = crop_chroma(
+            tracks.chroma(track),
+            tracks.chroma_spec,
+            start=start,
+            num_frames=T,
+            segment_frames=segment_frames,
+            hop_length=tracks.hop_length,
+        )
+        if is_melody_dropped:
+            chroma.fill_(DROPPED)
+    return Crop(codes, torch.arange(segment_frames) < T, description, tracks.keys[track], position, chroma)

@@ -34,6 +34,7 @@ class ShardDataModule(lightning.LightningDataModule):
         captions: CaptionPolicy,
         cfg_dropout: float = 0.0,
         cfg_dropout_scope: CfgDropoutScope = "sample",
+        melody_dropout: float = 0.5,
         num_workers: int = 0,
         valid_max_crops: int = 256,
     ) -> None:
@@ -47,8 +48,9 @@ class ShardDataModule(lightning.LightningDataModule):
             num_steps: optimizer steps of the whole run, with those before a resume.
             seed: of the order, the crops, the texts and the dropout.
             captions: makes the texts.
-            cfg_dropout: probability that a text is dropped in training.
+            cfg_dropout: probability that a text is dropped in training, and the melody with it.
             cfg_dropout_scope: one draw for each sample, or for each optimizer step.
+            melody_dropout: probability that the melody is dropped where the text is kept; 0.5 in audiocraft's recipe.
             num_workers: processes that read training crops ahead.
             valid_max_crops: crops of one validation over all processes, at most.
         """
@@ -66,6 +68,7 @@ class ShardDataModule(lightning.LightningDataModule):
             global_batch=global_batch,
             cfg_dropout=cfg_dropout,
             cfg_dropout_scope=cfg_dropout_scope,
+            melody_dropout=melody_dropout,
         )
         self.valid_crops = ValidDataset(
             index.split("valid"), segment_frames=segment_frames, card=card, captions=captions, max_crops=valid_max_crops

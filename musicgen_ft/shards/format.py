@@ -2,7 +2,8 @@
 
 A folder holds ``train-000000.tar``, ..., ``valid-000000.tar``, a sidecar ``train-000000.index.json`` beside each, and
 ``manifest.json``, which is written last: a folder is complete only when its manifest is there. The tars are in
-WebDataset's format, two members per track: ``{key}.codes.npy`` and ``{key}.json``.
+WebDataset's format, two members per track: ``{key}.codes.npy`` and ``{key}.json``; shards for a melody base have a
+third, ``{key}.chroma.npy``.
 
 K codebooks, T frames.
 """
@@ -13,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
+from musicgen_ft.chroma import ChromaSpec
 from musicgen_ft.codec import CodecSpec
 from musicgen_ft.errors import UserError
 from musicgen_ft.files import read_json, write_json
@@ -79,6 +81,8 @@ class Manifest:
     """The musicgen-ft that wrote it."""
     rejected: tuple[Rejected, ...] = ()
     """Files of the corpus that were left out."""
+    chroma: ChromaSpec | None = None
+    """The numbers of the tracks' chroma; None where they have none, as for a base without melody."""
 
     @cached_property
     def num_tracks(self) -> dict[Split, int]:
@@ -101,7 +105,7 @@ class Manifest:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON value; ``from_dict`` is its inverse."""
-        return {"format": FORMAT, "version": VERSION, **asdict(self)}
+        return {"format": FORMAT, "version": VERSION, **present(asdict(self))}
 
     @classmethod
     def from_dict(cls, values: Any, where: Path | str) -> "Manifest":
@@ -118,6 +122,8 @@ class Manifest:
         values["codec"] = strict(CodecSpec, values.get("codec"), where)
         values["shards"] = tuple(strict(ShardInfo, shard, where) for shard in _list(values.get("shards"), where))
         values["rejected"] = tuple(strict(Rejected, file, where) for file in _list(values.get("rejected"), where))
+        if "chroma" in values:
+            values["chroma"] = strict(ChromaSpec, values["chroma"], where)
         return strict(cls, values, where)
 
 
@@ -181,17 +187,39 @@ def check_header(values: Any, expected: str, where: Path | str) -> dict[str, Any
     return {name: value for name, value in values.items() if name not in ("format", "version")}
 
 
+def check_chroma(manifest: Manifest, spec: ChromaSpec) -> None:
+    """Refuses shards that do not hold the chroma that a melody base is conditioned on.
+
+    Raises:
+        UserError: if they hold none, or one of other numbers.
+    """
+    if manifest.chroma != spec:
+        found = "no chroma" if manifest.chroma is None else str(manifest.chroma)
+        raise UserError(
+            f"the shards hold {found} (prepared with --base {manifest.base}), the base is conditioned on {spec}. "
+            f"Prepare again with this base: {PREPARE_COMMAND}"
+        )
+
+
+def present(values: dict[str, Any]) -> dict[str, Any]:
+    """The values that are there: optional fields that are None stay out of the file, as before they existed."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def strict(cls: type[T_], values: Any, where: Path | str) -> T_:
-    """A dataclass from a JSON object with exactly its fields; ``int``, ``str`` and ``dict`` fields are checked.
+    """A dataclass from a JSON object with exactly its fields; ``int`` and ``str`` fields are checked.
+
+    A field whose default is None may be missing.
 
     Raises:
         UserError: if a key is missing, unknown or of another type.
     """
     remedy = f"Restore the file or run: {PREPARE_COMMAND}"
-    expected = {field.name for field in fields(cls)}  # type: ignore[arg-type]  # cls is a dataclass
+    known = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]  # cls is a dataclass
+    needed = {name for name, field in known.items() if field.default is not None}
     found = set(values) if isinstance(values, dict) else set()
-    if found != expected:
-        missing, unknown = sorted(expected - found), sorted(found - expected)
+    if not needed <= found <= set(known):
+        missing, unknown = sorted(needed - found), sorted(found - set(known))
         raise UserError(f"{where}: {cls.__name__} has missing keys {missing} and unknown keys {unknown}. {remedy}")
     for name, hint in get_type_hints(cls).items():
         if hint in (int, str) and type(values[name]) is not hint:

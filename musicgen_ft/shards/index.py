@@ -1,6 +1,6 @@
 """Reading shards: random access to any stretch of any track.
 
-K codebooks, T frames, N tracks.
+K codebooks, T frames, N tracks, F frames of chroma.
 """
 
 import os
@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from musicgen_ft.chroma import Chroma
 from musicgen_ft.errors import UserError
 from musicgen_ft.files import sha256
 from musicgen_ft.shards.format import PREPARE_COMMAND, SPLITS, Manifest, ShardInfo, Split, read_manifest
-from musicgen_ft.shards.sidecar import COLUMNS, Sidecar, read_sidecar
-from musicgen_ft.shards.track import Codes, Track, TrackMeta, decode_meta
+from musicgen_ft.shards.sidecar import CHROMA_COLUMNS, COLUMNS, Sidecar, read_sidecar
+from musicgen_ft.shards.track import Codes, Track, TrackMeta, decode_chroma, decode_meta
 
 Column = npt.NDArray[np.int64]
 
@@ -50,7 +51,7 @@ class ShardIndex:
             for shard in shards:
                 _check_shard(folder, shard, verify=verify)
             sidecars = [_checked_sidecar(folder, shard, manifest) for shard in shards]
-            splits[split] = SplitIndex(folder, sidecars, n_q=manifest.codec.n_q)
+            splits[split] = SplitIndex(folder, sidecars, manifest)
         return cls(folder, manifest, splits)
 
     def split(self, split: Split) -> "SplitIndex":
@@ -61,15 +62,20 @@ class ShardIndex:
 class SplitIndex:
     """The tracks of one split, by number. Survives pickling and forking into the workers of a DataLoader."""
 
-    def __init__(self, folder: Path, sidecars: list[Sidecar], *, n_q: int) -> None:
+    def __init__(self, folder: Path, sidecars: list[Sidecar], manifest: Manifest) -> None:
         """Joins the indices of the shards of a split, which lie in ``folder``."""
+        self.hop_length = manifest.codec.hop_length
+        """Samples of a frame of the codes."""
+        self.chroma_spec = manifest.chroma
+        """The numbers of the tracks' chroma; None where they have none."""
         self.keys = tuple(key for sidecar in sidecars for key in sidecar.keys)
         """N keys."""
-        self._columns = {name: _joined(sidecars, name) for name in COLUMNS}
+        names = COLUMNS if self.chroma_spec is None else (*COLUMNS, *CHROMA_COLUMNS)
+        self._columns = {name: _joined(sidecars, name) for name in names}
         counts = [len(sidecar.keys) for sidecar in sidecars]
         self._shard = np.repeat(np.arange(len(sidecars)), counts)  # [N]
         self._files = _Files([folder / sidecar.shard.name for sidecar in sidecars])
-        self._n_q = n_q
+        self._n_q = manifest.codec.n_q
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -100,11 +106,19 @@ class SplitIndex:
 
     def meta(self, i: int) -> TrackMeta:
         """What is known of track ``i`` beside its codes."""
-        return decode_meta(self._read(i, int(self._columns["json_offset"][i]), int(self._columns["json_bytes"][i])))
+        return decode_meta(self._member(i, "json"))
+
+    def chroma(self, i: int) -> Chroma:
+        """The chroma of track ``i``, uint8 [F], where the shards have it: 7.8 bytes a second, so always whole."""
+        return decode_chroma(self._member(i, "chroma"))
 
     def track(self, i: int) -> Track:
         """Track ``i``, whole."""
-        return Track(key=self.keys[i], codes=self.codes(i), meta=self.meta(i))
+        chroma = None if self.chroma_spec is None else self.chroma(i)
+        return Track(key=self.keys[i], codes=self.codes(i), meta=self.meta(i), chroma=chroma)
+
+    def _member(self, i: int, name: str) -> bytes:
+        return self._read(i, int(self._columns[f"{name}_offset"][i]), int(self._columns[f"{name}_bytes"][i]))
 
     def _read(self, i: int, offset: int, size: int) -> bytes:
         shard = int(self._shard[i])
@@ -167,7 +181,7 @@ def _check_shard(folder: Path, shard: ShardInfo, *, verify: bool) -> None:
 
 def _checked_sidecar(folder: Path, shard: ShardInfo, manifest: Manifest) -> Sidecar:
     sidecar = read_sidecar(folder, shard.name)
-    columns = {name: np.array(getattr(sidecar, name), dtype=np.int64) for name in COLUMNS}
+    columns = {name: np.array(getattr(sidecar, name), dtype=np.int64) for name in sidecar.columns}
     header_bytes = columns["codes_bytes"] - 2 * manifest.codec.n_q * columns["num_frames"]
     is_consistent = (
         sidecar.shard == shard
@@ -176,7 +190,10 @@ def _checked_sidecar(folder: Path, shard: ShardInfo, manifest: Manifest) -> Side
         and bool((header_bytes > 0).all() and (header_bytes % 64 == 0).all())  # npy pads its header to 64 bytes
         and bool((columns["codes_offset"] + columns["codes_bytes"] <= columns["json_offset"]).all())
         and bool((columns["json_offset"] + columns["json_bytes"] <= shard.num_bytes).all())
+        and ("chroma_offset" in columns) == (manifest.chroma is not None)
     )
+    if is_consistent and "chroma_offset" in columns:
+        is_consistent = bool((columns["chroma_offset"] + columns["chroma_bytes"] <= columns["codes_offset"]).all())
     if not is_consistent:
         raise UserError(
             f"{folder / shard.name}: its index and the manifest disagree; they are of two runs of prepare. "

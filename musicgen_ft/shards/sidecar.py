@@ -1,4 +1,4 @@
-"""The index beside a shard: where each track's two members lie in the tar, in columns."""
+"""The index beside a shard: where each track's members lie in the tar, in columns."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -7,12 +7,14 @@ from typing import Any
 
 from musicgen_ft.errors import UserError
 from musicgen_ft.files import atomic_path, read_json
-from musicgen_ft.shards.format import PREPARE_COMMAND, VERSION, ShardInfo, check_header, strict
+from musicgen_ft.shards.format import PREPARE_COMMAND, VERSION, ShardInfo, check_header, present, strict
 
 SIDECAR_FORMAT = "musicgen-ft shard index"
 
 COLUMNS = ("num_frames", "codes_offset", "codes_bytes", "json_offset", "json_bytes")
 """The columns of numbers; ``keys`` is the one of text."""
+CHROMA_COLUMNS = ("chroma_offset", "chroma_bytes")
+"""Two more, in shards with chroma."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,15 @@ class Sidecar:
     """Byte of the tar where the JSON starts."""
     json_bytes: list[int]
     """Bytes of the JSON."""
+    chroma_offset: list[int] | None = None
+    """Byte of the tar where the npy file of the chroma starts; None in shards without chroma."""
+    chroma_bytes: list[int] | None = None
+    """Bytes of that npy file, header included."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of numbers that this index has."""
+        return COLUMNS if self.chroma_offset is None else (*COLUMNS, *CHROMA_COLUMNS)
 
 
 def sidecar_path(shard: Path) -> Path:
@@ -46,7 +57,7 @@ def sidecar_path(shard: Path) -> Path:
 
 def write_sidecar(folder: Path, sidecar: Sidecar) -> None:
     """Writes the sidecar beside its shard, whole or not at all."""
-    values = {"format": SIDECAR_FORMAT, "version": VERSION, **asdict(sidecar)}
+    values = {"format": SIDECAR_FORMAT, "version": VERSION, **present(asdict(sidecar))}
     with atomic_path(sidecar_path(folder / sidecar.shard.name)) as temporary:
         temporary.write_text(json.dumps(values, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
 
@@ -63,7 +74,12 @@ def read_sidecar(folder: Path, shard_name: str) -> Sidecar:
     values: dict[str, Any] = check_header(read_json(path), SIDECAR_FORMAT, path)
     values["shard"] = strict(ShardInfo, values.get("shard"), path)
     sidecar = strict(Sidecar, values, path)
-    lengths = {name: len(getattr(sidecar, name)) for name in ("keys", *COLUMNS)}
+    if (sidecar.chroma_offset is None) != (sidecar.chroma_bytes is None):
+        raise UserError(
+            f"{path} has chroma_offset without chroma_bytes, or the other way round. "
+            f"Restore it or run: {PREPARE_COMMAND}"
+        )
+    lengths = {name: len(getattr(sidecar, name)) for name in ("keys", *sidecar.columns)}
     if sidecar.shard.name != shard_name or set(lengths.values()) != {sidecar.shard.num_samples}:
         raise UserError(
             f"{path}: index of {sidecar.shard.name} with columns of {lengths} entries, expected that of {shard_name} "

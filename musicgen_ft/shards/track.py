@@ -1,6 +1,6 @@
-"""One track of the shards: its record, and its two members in a tar.
+"""One track of the shards: its record, and its members in a tar.
 
-K codebooks, T frames.
+K codebooks, T frames, F frames of chroma.
 """
 
 import io
@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from musicgen_ft.chroma import Chroma
 from musicgen_ft.corpus.labels import Labels
 
 Codes = npt.NDArray[np.uint16]
 
+CHROMA_MEMBER = "chroma.npy"
 CODES_MEMBER = "codes.npy"
 META_MEMBER = "json"
 MAX_KEY_BYTES = 80
@@ -51,6 +53,8 @@ class Track:
     """uint16 [K, T], each in [0, card)."""
     meta: TrackMeta
     """The rest."""
+    chroma: Chroma | None = None
+    """uint8 [F], the pitch class of each chroma frame; None in shards for bases without melody."""
 
     def __post_init__(self) -> None:
         if not _KEY.fullmatch(self.key) or len(self.key.encode()) > MAX_KEY_BYTES:
@@ -60,13 +64,14 @@ class Track:
         if self.codes.dtype != np.uint16 or self.codes.ndim != 2 or self.codes.shape[1] != self.meta.num_frames:
             found = f"{self.codes.dtype} {list(self.codes.shape)}"
             raise ValueError(f"track {self.key}: codes are {found}, expected uint16 [K, {self.meta.num_frames}]")
+        if self.chroma is not None and (self.chroma.dtype != np.uint8 or self.chroma.ndim != 1 or not len(self.chroma)):
+            found = f"{self.chroma.dtype} {list(self.chroma.shape)}"
+            raise ValueError(f"track {self.key}: its chroma is {found}, expected uint8 [F > 0]")
 
 
 def encode_codes(codes: Codes) -> bytes:
     """The bytes of ``codes`` as npy version 1.0 in C order: a header, then exactly ``2 * K * T`` bytes."""
-    buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, np.ascontiguousarray(codes, dtype="<u2"), version=(1, 0), allow_pickle=False)
-    return buffer.getvalue()
+    return _npy(np.ascontiguousarray(codes, dtype="<u2"))
 
 
 def decode_codes(data: bytes) -> Codes:
@@ -74,6 +79,18 @@ def decode_codes(data: bytes) -> Codes:
     codes = np.load(io.BytesIO(data), allow_pickle=False)
     assert codes.dtype == np.uint16, f"codes.npy holds {codes.dtype}"
     return codes  # type: ignore[no-any-return]  # np.load is untyped
+
+
+def encode_chroma(chroma: Chroma) -> bytes:
+    """The bytes of ``chroma`` as npy version 1.0."""
+    return _npy(np.ascontiguousarray(chroma))
+
+
+def decode_chroma(data: bytes) -> Chroma:
+    """uint8 [F] from the bytes of an npy file; nothing is ever unpickled."""
+    chroma = np.load(io.BytesIO(data), allow_pickle=False)
+    assert chroma.dtype == np.uint8, f"chroma.npy holds {chroma.dtype}"
+    return chroma  # type: ignore[no-any-return]  # np.load is untyped
 
 
 def encode_meta(meta: TrackMeta) -> bytes:
@@ -92,3 +109,9 @@ def decode_meta(data: bytes) -> TrackMeta:
     """The inverse of ``encode_meta``."""
     values = json.loads(data)
     return TrackMeta(**{**values, "labels": Labels.from_dict(values["labels"])})
+
+
+def _npy(array: npt.NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()

@@ -11,12 +11,21 @@ from types import TracebackType
 
 from webdataset.writer import TarWriter
 
+from musicgen_ft.chroma import ChromaSpec
 from musicgen_ft.codec import CodecSpec
 from musicgen_ft.errors import UserError
 from musicgen_ft.files import atomic_path, refuse_file, sha256
 from musicgen_ft.shards.format import MANIFEST_NAME, PREPARE_COMMAND, SPLITS, ShardInfo, Split
-from musicgen_ft.shards.sidecar import COLUMNS, Sidecar, read_sidecar, write_sidecar
-from musicgen_ft.shards.track import CODES_MEMBER, META_MEMBER, Track, encode_codes, encode_meta
+from musicgen_ft.shards.sidecar import Sidecar, read_sidecar, write_sidecar
+from musicgen_ft.shards.track import (
+    CHROMA_MEMBER,
+    CODES_MEMBER,
+    META_MEMBER,
+    Track,
+    encode_chroma,
+    encode_codes,
+    encode_meta,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +46,7 @@ class ShardWriter:
         folder: Path,
         codec: CodecSpec,
         *,
+        chroma: ChromaSpec | None = None,
         fingerprint: str = "",
         max_shard_bytes: int = 256 * 2**20,
         max_samples: int = 100_000,
@@ -46,6 +56,7 @@ class ShardWriter:
         Args:
             folder: new, empty, or begun by an earlier writer with the same codec and fingerprint.
             codec: what makes the codes.
+            chroma: the numbers of the tracks' chroma; None where they have none.
             fingerprint: names everything else that decides what the shards hold, such as a hash of the prepare
                 config; a folder that was begun with another is refused.
             max_shard_bytes: a shard is closed before it exceeds this size (unless one track alone does).
@@ -57,7 +68,10 @@ class ShardWriter:
         if (folder / MANIFEST_NAME).exists():
             raise UserError(f"{folder} holds complete shards ({MANIFEST_NAME} is there). Choose another --out.")
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._codec, self._fingerprint = folder, codec, fingerprint
+        self.chroma = chroma
+        """The numbers of the tracks' chroma, for the manifest; None where they have none."""
+        self._folder, self._codec = folder, codec
+        self._fingerprint = fingerprint if chroma is None else f"{fingerprint} {chroma}"
         self._max_shard_bytes, self._max_samples = max_shard_bytes, max_samples
         self._done: dict[Split, list[ShardInfo]] = {split: [] for split in SPLITS}
         self._open: dict[Split, _OpenShard] = {}
@@ -90,18 +104,22 @@ class ShardWriter:
         """Appends a track to the open shard of ``split``.
 
         Raises:
-            ValueError: if the key is taken, or the codes are not [n_q, T > 0] with values in [0, card).
+            ValueError: if the key is taken, the codes are not [n_q, T > 0] with values in [0, card), or there is chroma
+                where the writer was told of none, or the other way round.
         """
         self._check(track)
-        codes, meta = encode_codes(track.codes), encode_meta(track.meta)
+        members = {CODES_MEMBER: encode_codes(track.codes), META_MEMBER: encode_meta(track.meta)}
+        if track.chroma is not None:
+            members = {CHROMA_MEMBER: encode_chroma(track.chroma), **members}
         shard = self._open.get(split)
-        if shard and (shard.size_with(codes, meta) > self._max_shard_bytes or len(shard.keys) == self._max_samples):
+        is_full = shard and len(shard.keys) == self._max_samples
+        if shard and (is_full or shard.size_with(*members.values()) > self._max_shard_bytes):
             self._close(split)
             shard = None
         if shard is None:
             name = f"{split}-{len(self._done[split]):06d}.tar"
             shard = self._open[split] = _OpenShard(self._folder / name)
-        shard.add(track, codes, meta)
+        shard.add(track, members)
         self._keys.add(track.key)
 
     def _check(self, track: Track) -> None:
@@ -112,6 +130,11 @@ class ShardWriter:
             raise ValueError(f"track {track.key}: codes are [{K}, {T}], expected [n_q={self._codec.n_q}, T > 0]")
         if (highest := int(track.codes.max())) >= self._codec.card:
             raise ValueError(f"track {track.key}: a code is {highest}, expected [0, card={self._codec.card})")
+        if (track.chroma is None) != (self.chroma is None):
+            found, expected = ("no chroma", "it") if track.chroma is None else ("chroma", "none")
+            raise ValueError(f"track {track.key}: found {found}, the writer expects {expected}")
+        if track.chroma is not None and self.chroma is not None and track.chroma.max() >= self.chroma.n_chroma:
+            raise ValueError(f"track {track.key}: a pitch class is {track.chroma.max()}, of {self.chroma.n_chroma}")
 
     def _close(self, split: Split) -> None:
         if (shard := self._open.pop(split, None)) is None:
@@ -178,7 +201,7 @@ class _OpenShard:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.keys: list[str] = []
-        self.columns: dict[str, list[int]] = {name: [] for name in COLUMNS}
+        self.columns: dict[str, list[int]] = {}
         self.stack = ExitStack()
         self.temporary = self.stack.enter_context(atomic_path(path))
         self._stream = self.stack.enter_context(self.temporary.open("wb"))
@@ -188,20 +211,19 @@ class _OpenShard:
         """Bytes of the tar, without its end, once ``members`` are in it."""
         return int(self._tar.tarstream.offset) + sum(TAR_BLOCK + _padded(member) for member in members)
 
-    def add(self, track: Track, codes: bytes, meta: bytes) -> None:
-        """Appends the two members of a track. TarWriter writes them in sorted order: codes.npy, then json."""
-        self._tar.write({"__key__": track.key, CODES_MEMBER: codes, META_MEMBER: meta})
-        json_offset = int(self._tar.tarstream.offset) - _padded(meta)
-        row = {
-            "num_frames": track.meta.num_frames,
-            "codes_offset": json_offset - TAR_BLOCK - _padded(codes),
-            "codes_bytes": len(codes),
-            "json_offset": json_offset,
-            "json_bytes": len(meta),
-        }
+    def add(self, track: Track, members: dict[str, bytes]) -> None:
+        """Appends the members of a track, which are sorted by name: TarWriter sorts them, too."""
+        offset = int(self._tar.tarstream.offset)
+        self._tar.write({"__key__": track.key, **members})
+        row = {"num_frames": track.meta.num_frames}
+        for name, member in members.items():
+            column = name.removesuffix(".npy")
+            row |= {f"{column}_offset": offset + TAR_BLOCK, f"{column}_bytes": len(member)}
+            offset += TAR_BLOCK + _padded(member)
+        assert offset == int(self._tar.tarstream.offset)
         self.keys.append(track.key)
         for name, value in row.items():
-            self.columns[name].append(value)
+            self.columns.setdefault(name, []).append(value)
 
     def finish(self) -> None:
         """Writes the end of the tar and hands its bytes to the system."""

@@ -24,7 +24,7 @@ def batch() -> Batch:
 def test_collate_stacks_in_order(batch: Batch) -> None:
     assert torch.equal(batch.codes, torch.arange(B * K * T).reshape(B, K, T))
     assert batch.mask.tolist() == [[True] * 5, [True, True, False, False, False]]
-    assert batch[2:] == (("calm", None), ("a", "b"), (7, 8))
+    assert batch[2:] == (("calm", None), ("a", "b"), (7, 8), None)
 
 
 def test_lightning_moves_a_batch_to_a_device(batch: Batch) -> None:
