@@ -113,7 +113,8 @@ def start_run(
 
 def run_info() -> RunInfo:
     return RunInfo(
-        base="nano", license="mit", shards="shards", codec_sha256=CODEC.sha256, text_padding="transformers", channels=1, text_encoder=None,
+        base="nano", license="mit", shards="shards", codec_sha256=CODEC.sha256, text_padding="transformers",
+        channels=1, text_encoder=None,
         train_tracks=5, train_hours=0.1, valid_tracks=2, num_parameters=1, wandb_id="abc", toolkit_version="0.1.0",
     )  # fmt: skip
 
