@@ -6,6 +6,7 @@ musicgen-ft demo --out demo --corpus my-music --base facebook/musicgen-small --f
 """
 
 import csv
+import math
 import sys
 import time
 from pathlib import Path
@@ -81,7 +82,9 @@ def tell(config: DemoConfig, run: Path, seconds: float) -> None:
     for name, what in rows[config.corpus is not None :]:
         print(f"  {name:<12} {what}")
     if losses:
-        print(f"Validation loss on held-out tracks: {losses[0]:.3f} before, {min(losses[1:] or losses):.3f} after.")
+        before, after = losses[0], min(losses[1:] or losses)
+        factor = math.exp(before - after)
+        print(f"Validation loss on held-out tracks: {before:.3f} before, {after:.3f} after; perplexity / {factor:.1f}.")
     if config.base == "nano":
         print(
             "nano is a toy with random weights: it shows the whole job, and what it plays is noise. For music: "

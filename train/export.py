@@ -53,7 +53,7 @@ def export_run(config: ExportConfig) -> None:
     with atomic_folder(config.out) as folder:
         write_generator(folder, state, lm_config, base, codec, text_encoder, formats=formats)
         differences = check_export(
-            folder, state, lm_config, text_encoder, probe.codes, probe.description, formats=formats
+            folder, state, lm_config, text_encoder, probe.codes, probe.description, formats=formats, chroma=probe.chroma
         )
         metrics = {**weights.metrics, "dtype": str(dtype).removeprefix("torch.")}
         facts = {"info": without_paths(dataclasses.asdict(info)), "config": without_paths(to_plain(run_config))}
@@ -87,7 +87,10 @@ def convert(config: ExportConfig) -> None:
     with atomic_folder(config.out) as folder:
         write_generator(folder, state, lm_config, base, codec, text_encoder, formats=formats)
         codes = torch.randint(lm_config.card, (1, lm_config.n_q, 50), generator=torch.Generator().manual_seed(0))
-        differences = check_export(folder, state, lm_config, text_encoder, codes, "music", formats=formats)
+        chroma = None if lm_config.chroma is None else torch.arange(31)[None] % lm_config.chroma.n_chroma
+        differences = check_export(
+            folder, state, lm_config, text_encoder, codes, "music", formats=formats, chroma=chroma
+        )
         card = write_conversion_card(
             name=config.out.name,
             base=base.name,

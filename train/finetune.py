@@ -22,7 +22,7 @@ def main(config: FinetuneConfig) -> None:
     from musicgen_ft import __version__
     from musicgen_ft.checkpoint.base import build_lm, license_of, open_base, place_of
     from musicgen_ft.devices import is_main_process
-    from musicgen_ft.shards.format import check_codec
+    from musicgen_ft.shards.format import check_chroma, check_codec
     from musicgen_ft.shards.index import ShardIndex
     from musicgen_ft.shards.remote import local_shards
     from musicgen_ft.training.data import build_data, probe
@@ -52,6 +52,8 @@ def main(config: FinetuneConfig) -> None:
     text_encoder = None if config.text_encoder is None else place_of(config.text_encoder)
     base = open_base(config.base or manifest.base, channels=manifest.codec.channels, other_t5=text_encoder)
     check_codec(manifest, base.codec().spec)
+    if base.lm_config.chroma is not None:
+        check_chroma(manifest, base.lm_config.chroma)
     text_padding = config.text_padding or base.lm_config.text_padding
     config = dataclasses.replace(
         config, shards=shards, base=base.place, text_encoder=text_encoder, text_padding=text_padding

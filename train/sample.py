@@ -3,11 +3,19 @@
 musicgen-ft sample generator --prompt "slow waltz with strings" --prompt "techno at 128 bpm" --out wavs
 musicgen-ft sample facebook/musicgen-small --prompt "lofi hip hop" --out wavs --duration_s 20 --seed 7
 musicgen-ft sample generator --prompt "chiptune" --out wavs --engine audiocraft
+musicgen-ft sample facebook/musicgen-melody --prompt "string quartet" --melody whistled.wav --out wavs
 """
+
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from musicgen_ft.cli import run_recipe
 from musicgen_ft.config import SampleConfig, to_plain
 from musicgen_ft.terminal import progress_bar, slug
+
+if TYPE_CHECKING:
+    from musicgen_ft.generation.generator import Melody
+    from musicgen_ft.model.lm import LMConfig
 
 
 def main(config: SampleConfig) -> None:
@@ -22,7 +30,9 @@ def main(config: SampleConfig) -> None:
     from musicgen_ft.peers.engines import open_engine
 
     refuse_used(config.out)
-    engine = open_engine(config.engine, open_base(config.generator), device=resolve_device(config.device))
+    base = open_base(config.generator)
+    melody = None if config.melody is None else read_melody(config.melody, base.lm_config, config.generator)
+    engine = open_engine(config.engine, base, device=resolve_device(config.device))
     options = GenerationOptions(
         duration_s=config.duration_s,
         sampling=Sampling(top_k=config.top_k, top_p=config.top_p, temperature=config.temperature),
@@ -39,7 +49,7 @@ def main(config: SampleConfig) -> None:
                 bar.total, bar.n = of, done  # called while its own bar is open
                 bar.refresh()
 
-            waveforms = engine.play(prompts, options, seeds=seeds, progress=progress)
+            waveforms = engine.play(prompts, options, seeds=seeds, melody=melody, progress=progress)
         for (number, prompt, seed), waveform in zip(batch, waveforms, strict=True):
             if not prompt.strip():
                 print(f"piece {number}: the prompt is empty, played without a condition")
@@ -48,6 +58,22 @@ def main(config: SampleConfig) -> None:
             how = {**to_plain(config), "prompt": prompt, "seed": seed, "sample_rate": engine.sample_rate}
             write_json(path.with_suffix(".json"), {**how, "toolkit_version": __version__})
             print(path)
+
+
+def read_melody(path: Path, config: "LMConfig", generator: str) -> "Melody":
+    """The file in mono at the rate of the generator's chroma."""
+    from musicgen_ft.audio import AudioError, read
+    from musicgen_ft.errors import UserError
+
+    if config.chroma is None:
+        raise UserError(
+            f"--melody {path}: {generator} takes no melody. Use facebook/musicgen-melody, or a generator made from it."
+        )
+    try:
+        samples: Melody = read(path, sample_rate=config.chroma.sample_rate, channels=1)[0]
+        return samples
+    except AudioError as error:
+        raise UserError(f"--melody {error}. Give a file that plays.") from error
 
 
 if __name__ == "__main__":
