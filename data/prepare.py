@@ -41,7 +41,11 @@ def main(config: PrepareConfig) -> None:
     }
     with (
         ShardWriter(
-            config.out, codec.spec, fingerprint=str(decides), max_shard_bytes=config.shard_mib * 2**20
+            config.out,
+            codec.spec,
+            chroma=base.lm_config.chroma,
+            fingerprint=str(decides),
+            max_shard_bytes=config.shard_mib * 2**20,
         ) as writer,
         progress_bar(total=len(records), desc="prepare", unit="track") as bar,
     ):
@@ -68,6 +72,7 @@ def main(config: PrepareConfig) -> None:
         config=to_plain(config),
         toolkit_version=__version__,
         rejected=tuple(rejected),
+        chroma=writer.chroma,
     )
     write_manifest(config.out, manifest)
     for split in ("train", "valid"):

@@ -119,6 +119,8 @@ class FinetuneConfig:
     """Share of the samples that train the null condition of classifier-free guidance."""
     cfg_dropout_scope: Literal["sample", "step"] = "sample"
     """Drawn for each sample, or for a whole step at once as audiocraft does."""
+    melody_dropout: float = 0.5
+    """For a melody base: share of the samples that lose their melody but keep their text."""
     text_padding: Literal["audiocraft", "transformers"] | None = None
     """What cross-attention does with padded text; none means as the base's format has it."""
     caption_source: Literal["auto", "description", "fields"] = "auto"
@@ -161,7 +163,7 @@ class FinetuneConfig:
         _positive(self, "valid_every_steps", "valid_max_clips", "save_every_steps", "log_every_steps")
         _not_negative(self, "warmup_steps", "weight_decay", "num_workers", "seed")
         _probability(self, "dropout", "ema_decay", "cfg_dropout", "lr_min_ratio", "word_dropout", "beta1", "beta2")
-        _probability(self, "merge_text_p", "drop_desc_p", "field_keep_p")
+        _probability(self, "merge_text_p", "drop_desc_p", "field_keep_p", "melody_dropout")
         for name in ("devices", "micro_batch_size"):
             if getattr(self, name) is not None:
                 _positive(self, name)
@@ -210,6 +212,8 @@ class SampleConfig:
     """What to play; give --prompt again for more. An empty one is unconditional."""
     out: Path
     """Folder for the files."""
+    melody: Path | None = None
+    """Audio file whose melody all prompts follow, for a generator made from a melody base."""
     duration_s: float = 10.0
     """Seconds of audio; beyond what the model was trained on, by a moving window."""
     top_k: int = 250

@@ -15,6 +15,7 @@ from transformers import EncodecConfig, EncodecModel
 from musicgen_ft.checkpoint.audiocraft_pattern import read_pattern, write_pattern
 from musicgen_ft.checkpoint.names import State, audiocraft_pairs, codec_pairs, from_ours, to_ours
 from musicgen_ft.checkpoint.transformers_format import load_strictly
+from musicgen_ft.chroma import ChromaSpec
 from musicgen_ft.codec import Codec
 from musicgen_ft.errors import UserError
 from musicgen_ft.model.lm import LMConfig
@@ -29,6 +30,8 @@ KNOWN_T5 = {
     "google/flan-t5-small": 512, "google/flan-t5-base": 768, "google/flan-t5-large": 1024,
 }  # fmt: skip
 """Text encoders that audiocraft 1.3 accepts, and their widths."""
+_CHROMA_WINDOW = "condition_provider.conditioners.self_wav.chroma.spec.window"
+"""A buffer that melody models carry: the Hann window of their chroma. Dropped when read, made anew when written."""
 _VERSION = "1.3.0"
 """Of audiocraft, whose format this is."""
 _MIN_DURATION_S = 30.0
@@ -89,10 +92,13 @@ def lm_config(config: DictConfig, state: State, *, text_dim: int) -> LMConfig:
 def _lm_config(config: DictConfig, state: State, text_dim: int) -> LMConfig:
     lm = config.transformer_lm
     conditioners = [name for name in config.get("conditioners", {}) if name != "args"]
-    if conditioners != ["description"] or list(config.fuser.cross) != ["description"]:
+    cross, prepend = list(config.fuser.cross), sorted(config.fuser.get("prepend") or [])
+    is_text = (conditioners, cross, prepend) == (["description"], ["description"], [])
+    is_melody = (sorted(conditioners), cross, prepend) == (["description", "self_wav"], [], ["description", "self_wav"])
+    if not (is_text or is_melody):
         raise UserError(
-            f"xp.cfg: conditioners {conditioners}, fused by {OmegaConf.to_container(config.fuser)}: only text through "
-            "cross-attention can be fine-tuned yet. Use small, medium or large."
+            f"xp.cfg: conditioners {conditioners}, fused by {OmegaConf.to_container(config.fuser)}: expected text "
+            "through cross-attention, or melody and text before the codes. Use small, medium, large or melody."
         )
     _expect(lm, activation="gelu", causal=True, norm_first=True, bias_ff=False, bias_attn=False, bias_proj=False)
     _expect(lm, positional_embedding="sin", qk_layer_norm=False, layer_scale=None, norm="layer_norm")
@@ -108,6 +114,25 @@ def _lm_config(config: DictConfig, state: State, text_dim: int) -> LMConfig:
         channels=channels(config),
         max_duration_s=float(config.dataset.segment_duration),
         **read_pattern(config, lm.n_q),
+        conditioning="prefix" if is_melody else "cross",
+        chroma=_chroma_spec(config.conditioners.self_wav) if is_melody else None,
+    )
+
+
+def _chroma_spec(conditioner: DictConfig) -> ChromaSpec:
+    if conditioner.model != "chroma_stem":
+        raise UserError(f"xp.cfg: self_wav is of model {conditioner.model!r}, expected 'chroma_stem'. Use melody.")
+    stem = conditioner.chroma_stem
+    window = stem.get("winlen") or 2**stem.radix2_exp
+    if not stem.get("argmax") or stem.get("nfft") not in (None, window):
+        raise UserError(
+            "xp.cfg: chroma_stem without argmax, or with an nfft of its own: the melody models have neither."
+        )
+    return ChromaSpec(
+        sample_rate=stem.sample_rate,
+        n_chroma=stem.n_chroma,
+        n_fft=window,
+        hop_length=stem.get("winhop") or window // 4,
     )
 
 
@@ -126,7 +151,10 @@ def channels(config: DictConfig) -> int:
 
 def read_lm(package: Package, config: LMConfig) -> State:
     """The language model's tensors under our names, in the file's own dtype."""
-    return to_ours(package.state, audiocraft_pairs(config), where=str(package.path))
+    state = dict(package.state)
+    if config.chroma is not None:
+        state.pop(_CHROMA_WINDOW, None)
+    return to_ours(state, audiocraft_pairs(config), where=str(package.path))
 
 
 def read_codec(package: Package, *, id: str, channels: int) -> Codec:
@@ -184,6 +212,17 @@ def bandwidth_kbps(n_q: int, card: int, frame_rate: int) -> float:
 
 def lm_xp_config(config: LMConfig, *, text_encoder_id: str) -> dict[str, Any]:
     """The ``xp.cfg`` of a language model: every key that audiocraft reads, or would silently replace (spec 1.2)."""
+    conditioners: dict[str, Any] = {
+        "description": {
+            "model": "t5",
+            "t5": {"name": text_encoder_id, "finetune": False, "word_dropout": 0.0, "normalize_text": False},
+        }
+    }
+    if config.chroma is not None:
+        conditioners = {
+            "self_wav": {"model": "chroma_stem", "chroma_stem": _chroma_stem(config.chroma)},
+            **conditioners,
+        }
     return {
         "solver": "musicgen",
         "lm_model": "transformer_lm",
@@ -223,24 +262,35 @@ def lm_xp_config(config: LMConfig, *, text_encoder_id: str) -> dict[str, Any]:
             "two_step_cfg": False,
         },
         "codebooks_pattern": write_pattern(config),
-        "classifier_free_guidance": {"training_dropout": 0.3, "inference_coef": 3.0},
-        "attribute_dropout": {},
+        "classifier_free_guidance": {"training_dropout": 0.3 if config.chroma is None else 0.2, "inference_coef": 3.0},
+        "attribute_dropout": {} if config.chroma is None else {"text": {}, "wav": {"self_wav": 0.5}},
         "fuser": {
             "cross_attention_pos_emb": False,
             "cross_attention_pos_emb_scale": 1,
             "sum": [],
-            "prepend": [],
-            "cross": ["description"],
+            "prepend": [] if config.chroma is None else ["self_wav", "description"],
+            "cross": ["description"] if config.chroma is None else [],
             "input_interpolate": [],
         },
-        "conditioners": {
-            "description": {
-                "model": "t5",
-                "t5": {"name": text_encoder_id, "finetune": False, "word_dropout": 0.0, "normalize_text": False},
-            }
-        },
+        "conditioners": conditioners,
         "channels": config.channels,
         "interleave_stereo_codebooks": {"use": config.channels == 2, "per_timestep": False},
+    }
+
+
+def _chroma_stem(spec: ChromaSpec) -> dict[str, Any]:
+    if spec.n_fft & (spec.n_fft - 1):
+        raise UserError(f"audiocraft's chroma takes windows of 2^n samples, found {spec.n_fft}.")
+    return {
+        "sample_rate": spec.sample_rate,
+        "n_chroma": spec.n_chroma,
+        "radix2_exp": spec.n_fft.bit_length() - 1,
+        "winhop": spec.hop_length,
+        "argmax": True,
+        "match_len_on_eval": False,  # as released; MusicGen.get_pretrained switches it on
+        "eval_wavs": None,
+        "n_eval_wavs": 0,
+        "cache_path": None,
     }
 
 
@@ -305,9 +355,10 @@ def write_folder(folder: Path, lm: State, config: LMConfig, codec: Codec, *, tex
         codec: the frozen EnCodec, written in full, so that nothing has to be fetched to play.
         text_encoder_id: a key of ``KNOWN_T5``, or ``T5_FOLDER``.
     """
-    _save(
-        folder / LM_FILE, from_ours(lm, audiocraft_pairs(config)), lm_xp_config(config, text_encoder_id=text_encoder_id)
-    )
+    theirs = from_ours(lm, audiocraft_pairs(config))
+    if config.chroma is not None:
+        theirs[_CHROMA_WINDOW] = torch.hann_window(config.chroma.n_fft).to(lm["chroma_proj.weight"].dtype)
+    _save(folder / LM_FILE, theirs, lm_xp_config(config, text_encoder_id=text_encoder_id))
     state = codec.model.state_dict()
     pairs = codec_pairs(state, num_residual_layers=codec.model.config.num_residual_layers)
     _save(

@@ -89,7 +89,7 @@ class Base:
     @cached_property
     def _own_lm_config(self) -> LMConfig:
         if self.flavour == "transformers":
-            return transformers_format.lm_config(transformers_format.read_config(self.folder))
+            return transformers_format.lm_config(transformers_format.read_config(self.folder), self.folder)
         package = self._lm_package
         return audiocraft_format.lm_config(package.config(), package.state, text_dim=self._t5_dim())
 

@@ -29,6 +29,7 @@ class Pair(NamedTuple):
 _AUDIOCRAFT: tuple[tuple[str | tuple[str, ...], str], ...] = (
     ("embeddings.{k}.weight", "emb.{k}.weight"),
     ("text_proj.{p}", "condition_provider.conditioners.description.output_proj.{p}"),
+    ("chroma_proj.{p}", "condition_provider.conditioners.self_wav.output_proj.{p}"),
     (
         tuple(f"layers.{{i}}.self_attn.{x}_proj.weight" for x in "qkv"),
         "transformer.layers.{i}.self_attn.in_proj_weight",
@@ -52,6 +53,7 @@ _LAYER = "decoder.model.decoder.layers.{i}"
 _TRANSFORMERS: tuple[tuple[str | tuple[str, ...], str], ...] = (
     ("embeddings.{k}.weight", "decoder.model.decoder.embed_tokens.{k}.weight"),
     ("text_proj.{p}", "enc_to_dec_proj.{p}"),
+    ("chroma_proj.{p}", "audio_enc_to_dec_proj.{p}"),
     *(
         (f"layers.{{i}}.{ours}.{x}_proj.weight", f"{_LAYER}.{theirs}.{x}_proj.weight")
         for ours, theirs in (("self_attn", "self_attn"), ("cross_attn", "encoder_attn"))
@@ -73,7 +75,10 @@ def audiocraft_pairs(config: LMConfig) -> list[Pair]:
 
 
 def transformers_pairs(config: LMConfig) -> list[Pair]:
-    """Names of the language model: ours, and those of transformers' ``MusicgenForConditionalGeneration``."""
+    """Names of the language model: ours, and those of transformers' ``MusicgenForConditionalGeneration``.
+
+    Those of ``MusicgenMelodyForConditionalGeneration`` where the model takes a melody.
+    """
     return _expand(_TRANSFORMERS, config)
 
 
@@ -143,7 +148,7 @@ def _check_names(found: set[str], expected: set[str], where: str) -> None:
     missing, left_over = sorted(expected - found), sorted(found - expected)
     if missing or left_over:
         raise UserError(
-            f"{where} does not hold the tensors of a text-conditioned MusicGen: "
+            f"{where} does not hold the tensors of a MusicGen of its kind: "
             f"{_listed('missing', missing)}; {_listed('left over', left_over)}. Use an unchanged base."
         )
 
@@ -154,9 +159,12 @@ def _listed(what: str, names: list[str], most: int = 8) -> str:
 
 
 def _expand(rules: Iterable[tuple[str | tuple[str, ...], str]], config: LMConfig) -> list[Pair]:
+    absent = ".cross_" if config.conditioning == "prefix" else "chroma_proj."
     pairs = []
     for ours, theirs in rules:
         names = (ours,) if isinstance(ours, str) else ours
+        if absent in names[0]:
+            continue
         for i in range(config.num_layers if "{i}" in theirs else 1):
             for k in range(config.n_q if "{k}" in theirs else 1):
                 for p in ("weight", "bias") if "{p}" in theirs else ("",):

@@ -1,7 +1,10 @@
-"""The generator folder of transformers: ``MusicgenForConditionalGeneration`` as hub repositories hold it (spec 8)."""
+"""The generator folder of transformers as hub repositories hold it (spec 8).
+
+``MusicgenForConditionalGeneration``, or ``MusicgenMelodyForConditionalGeneration`` where there is a melody.
+"""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from transformers import (
@@ -12,11 +15,15 @@ from transformers import (
     GenerationConfig,
     MusicgenConfig,
     MusicgenDecoderConfig,
+    MusicgenMelodyConfig,
+    MusicgenMelodyDecoderConfig,
+    MusicgenMelodyFeatureExtractor,
     T5Config,
     T5EncoderModel,
 )
 
 from musicgen_ft.checkpoint.names import State, from_ours, to_ours, transformers_pairs
+from musicgen_ft.chroma import ChromaSpec
 from musicgen_ft.codec import Codec
 from musicgen_ft.errors import UserError
 from musicgen_ft.files import read_json
@@ -29,7 +36,12 @@ _STALE = ("model.decoder.embed_positions.weights",)
 _TOKENIZERS = ("tokenizer.json", "spiece.model")
 
 
-def read_config(folder: Path) -> MusicgenConfig:
+Config: TypeAlias = MusicgenConfig | MusicgenMelodyConfig
+_CONFIGS: dict[str, type[Config]] = {"musicgen": MusicgenConfig, "musicgen_melody": MusicgenMelodyConfig}
+_EXTRACTORS = ("preprocessor_config.json", "processor_config.json")
+
+
+def read_config(folder: Path) -> Config:
     """The composite config of a generator folder.
 
     Raises:
@@ -37,16 +49,21 @@ def read_config(folder: Path) -> MusicgenConfig:
     """
     values = read_json(folder / "config.json")
     model_type = values.get("model_type") if isinstance(values, dict) else None
-    if model_type != "musicgen":
+    if model_type not in _CONFIGS:
         raise UserError(
-            f"{folder / 'config.json'} describes a model of type {model_type!r}, expected 'musicgen'. "
-            "Use a text-conditioned MusicGen such as facebook/musicgen-small."
+            f"{folder / 'config.json'} describes a model of type {model_type!r}, expected 'musicgen' or "
+            "'musicgen_melody'. Use a MusicGen such as facebook/musicgen-small."
         )
-    return MusicgenConfig.from_dict(values)
+    return _CONFIGS[model_type].from_dict(values)
 
 
-def lm_config(config: MusicgenConfig) -> LMConfig:
-    """Our numbers of a transformers config. Dropout is 0, as MusicGen was trained, where transformers says 0.1."""
+def lm_config(config: Config, folder: Path) -> LMConfig:
+    """Our numbers of a transformers config. Dropout is 0, as MusicGen was trained, where transformers says 0.1.
+
+    Args:
+        config: of the generator folder.
+        folder: the folder, whose feature extractor tells the numbers of a melody's chroma.
+    """
     decoder: Any = config.decoder
     if decoder.activation_function != "gelu" or decoder.scale_embedding:
         raise UserError("config.json: expected activation_function 'gelu' and scale_embedding false, as MusicGen has.")
@@ -62,13 +79,37 @@ def lm_config(config: MusicgenConfig) -> LMConfig:
         channels=decoder.audio_channels,
         text_dim=text.d_model,
         text_padding="transformers",
+        **(_melody(config, folder) if isinstance(config, MusicgenMelodyConfig) else {}),
     )
+
+
+def _melody(config: MusicgenMelodyConfig, folder: Path) -> dict[str, Any]:
+    """What a melody adds to the numbers of a model."""
+    codec: Any = config.audio_encoder
+    values: dict[str, Any] = {}
+    for name in _EXTRACTORS:
+        if (folder / name).is_file():
+            values = read_json(folder / name)
+            values = values.get("feature_extractor", values)
+    spec = ChromaSpec(
+        sample_rate=values.get("sampling_rate", codec.sampling_rate),
+        n_chroma=config.num_chroma,
+        n_fft=values.get("n_fft", ChromaSpec.n_fft),
+        hop_length=values.get("hop_length", ChromaSpec.hop_length),
+    )
+    if spec.num_frames(30 * spec.sample_rate) != config.chroma_length:
+        raise UserError(
+            f"config.json: chroma_length is {config.chroma_length}, expected {spec.num_frames(30 * spec.sample_rate)} "
+            f"for the 30 s that MusicGen was trained on."
+        )
+    return {"conditioning": "prefix", "chroma": spec}
 
 
 def read_lm(folder: Path, config: LMConfig) -> State:
     """The language model's tensors under our names."""
     theirs = {f"decoder.{name}": value for name, value in read_folder(folder, "decoder.").items() if name not in _STALE}
-    theirs |= {f"enc_to_dec_proj.{name}": value for name, value in read_folder(folder, "enc_to_dec_proj.").items()}
+    for module in ("enc_to_dec_proj.", *(["audio_enc_to_dec_proj."] if config.chroma is not None else [])):
+        theirs |= {module + name: value for name, value in read_folder(folder, module).items()}
     return to_ours(theirs, transformers_pairs(config), where=str(folder))
 
 
@@ -123,7 +164,7 @@ def load_strictly(model: torch.nn.Module, state: State, *, where: str) -> None:
     model.load_state_dict(state)
 
 
-def build_config(config: LMConfig, codec: Codec, text_encoder: TextEncoder) -> MusicgenConfig:
+def build_config(config: LMConfig, codec: Codec, text_encoder: TextEncoder) -> Config:
     """The composite config of a generator folder.
 
     Raises:
@@ -139,7 +180,8 @@ def build_config(config: LMConfig, codec: Codec, text_encoder: TextEncoder) -> M
         raise UserError(
             f"transformers knows no pattern {config.pattern} with delays {config.delays}: use --format audiocraft."
         )
-    decoder = MusicgenDecoderConfig(
+    decoder_class = MusicgenDecoderConfig if config.chroma is None else MusicgenMelodyDecoderConfig
+    decoder = decoder_class(
         vocab_size=config.card,
         hidden_size=config.dim,
         num_hidden_layers=config.num_layers,
@@ -153,9 +195,15 @@ def build_config(config: LMConfig, codec: Codec, text_encoder: TextEncoder) -> M
     )
     # No field of transformers' class, but its trainers stop without it (spec 8.4).
     decoder.decoder_start_token_id = config.card
-    return MusicgenConfig(
-        text_encoder=text.to_dict(), audio_encoder=codec.model.config.to_dict(), decoder=decoder.to_dict()
-    )
+    parts = {
+        "text_encoder": text.to_dict(),
+        "audio_encoder": codec.model.config.to_dict(),
+        "decoder": decoder.to_dict(),
+    }
+    if config.chroma is None:
+        return MusicgenConfig(**parts)
+    length = config.chroma.num_frames(int(config.max_duration_s * config.chroma.sample_rate))
+    return MusicgenMelodyConfig(**parts, num_chroma=config.chroma.n_chroma, chroma_length=length)
 
 
 def write_folder(folder: Path, lm: State, config: LMConfig, codec: Codec, text_encoder: TextEncoder) -> None:
@@ -169,7 +217,8 @@ def write_folder(folder: Path, lm: State, config: LMConfig, codec: Codec, text_e
         text_encoder: the frozen T5.
     """
     composite = build_config(config, codec, text_encoder)
-    composite.architectures = ["MusicgenForConditionalGeneration"]
+    melody = "" if config.chroma is None else "Melody"
+    composite.architectures = [f"Musicgen{melody}ForConditionalGeneration"]
     composite.dtype = "float32"  # also over float16 tensors: else T5 and codec would be opened in half precision
     composite.save_pretrained(folder)
     GenerationConfig(
@@ -186,7 +235,7 @@ def write_folder(folder: Path, lm: State, config: LMConfig, codec: Codec, text_e
     state |= {f"text_encoder.{name}": value for name, value in _untied(text_encoder.encoder.state_dict()).items()}
     write_safetensors(folder / "model.safetensors", state, {"format": "pt"})
     text_encoder.tokenizer.save_pretrained(folder)
-    _write_feature_extractor(folder, codec)
+    _write_feature_extractor(folder, codec, config)
 
 
 def write_text_encoder(folder: Path, text_encoder: TextEncoder) -> None:
@@ -203,7 +252,17 @@ def _untied(t5: State) -> State:
     return {name: value for name, value in t5.items() if name != "encoder.embed_tokens.weight"}
 
 
-def _write_feature_extractor(folder: Path, codec: Codec) -> None:
+def _write_feature_extractor(folder: Path, codec: Codec, config: LMConfig) -> None:
+    if (chroma := config.chroma) is not None:
+        MusicgenMelodyFeatureExtractor(
+            feature_size=chroma.n_chroma,
+            num_chroma=chroma.n_chroma,
+            sampling_rate=chroma.sample_rate,
+            n_fft=chroma.n_fft,
+            hop_length=chroma.hop_length,
+            chunk_length=round(config.max_duration_s),
+        ).save_pretrained(folder)
+        return
     EncodecFeatureExtractor(
         feature_size=codec.spec.channels, sampling_rate=codec.spec.sample_rate, padding_side="left", padding_value=0.0
     ).save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""From a text condition to codes, one step at a time, with classifier-free guidance.
+"""From a condition to codes, one step at a time, with classifier-free guidance.
 
 B batch, K codebooks, T frames, S sequence steps.
 """
@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from musicgen_ft.chroma import MelodyStates
 from musicgen_ft.generation.sampling import Sampling, SeededNoise, draw
 from musicgen_ft.model.conditioning import TextStates
 from musicgen_ft.model.lm import KVCache, LanguageModel
@@ -27,6 +28,7 @@ def generate_codes(
     sampling: Sampling,
     seeds: Sequence[int],
     cfg_coef: float = 3.0,
+    melody: MelodyStates | None = None,
     prompt: Tensor | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
@@ -39,6 +41,7 @@ def generate_codes(
         sampling: the rule of drawing.
         seeds: one for each row.
         cfg_coef: guidance scale; 1 switches guidance off.
+        melody: B rows, for a model that takes one.
         prompt: int64 [B, K, Tp] with Tp < T: codes to go on from; they begin the result.
         progress: told after every step that holds a new code.
 
@@ -64,11 +67,13 @@ def generate_codes(
     unknown_steps = (sequence[0] == _UNKNOWN).any(0).nonzero().flatten().tolist()
     guided = cfg_coef != 1.0
     condition: TextStates | None = _with_null(text) if guided else text
+    if guided and melody is not None:
+        melody = _with_null_melody(melody)
     cache, noise = KVCache(sequence.shape[2]), SeededNoise(seeds)
     for done, step in enumerate(unknown_steps, start=1):
         steps = sequence[:, :, cache.offset : step]
-        logits = lm(steps.repeat(2, 1, 1) if guided else steps, condition, cache)[:, :, -1]  # [B, K, card]
-        condition = None  # its keys and values are in the cache now
+        logits = lm(steps.repeat(2, 1, 1) if guided else steps, condition, cache, melody)[:, :, -1]  # [B, K, card]
+        condition, melody = None, None  # their keys and values are in the cache now
         if guided:
             with_text, without = logits.chunk(2)
             logits = without + (with_text - without) * cfg_coef
@@ -89,12 +94,13 @@ def generate_long(
     sampling: Sampling,
     seeds: Sequence[int],
     cfg_coef: float = 3.0,
+    melody: Callable[[int], MelodyStates] | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     """As ``generate_codes`` for more frames than the model was trained on: a window that moves by ``stride_frames``.
 
     Each window goes on from the last ``window_frames - stride_frames`` frames of the one before (audiocraft's
-    ``extend_stride``).
+    ``extend_stride``); ``melody`` gives the melody of a window by the window's first frame.
 
     Returns:
         int64 [B, K, T].
@@ -112,6 +118,7 @@ def generate_long(
             sampling=sampling,
             seeds=[seed + window for seed in seeds] if window else seeds,
             cfg_coef=cfg_coef,
+            melody=None if melody is None else melody(start),
             prompt=prompt,
             progress=progress,
         )
@@ -126,3 +133,10 @@ def _with_null(text: TextStates) -> TextStates:
     return TextStates(
         torch.cat([text.states, torch.zeros_like(text.states)]), torch.cat([text.mask, torch.zeros_like(text.mask)])
     )
+
+
+def _with_null_melody(melody: MelodyStates) -> MelodyStates:
+    """The rows of the melody, then as many of the null condition in generation: pitch class 0, not masked."""
+    null = torch.zeros_like(melody.one_hot)
+    null[..., 0] = 1
+    return MelodyStates(torch.cat([melody.one_hot, null]), torch.cat([melody.mask, torch.ones_like(melody.mask)]))

@@ -1,6 +1,6 @@
-"""The MusicGen language model: a decoder-only transformer over K codebooks, with cross-attention to text.
+"""The MusicGen language model: a decoder-only transformer over K codebooks, conditioned on text, or on text and melody.
 
-B batch, K codebooks, T frames, S sequence steps, N text tokens, D width, H heads.
+B batch, K codebooks, T frames, S sequence steps, N text tokens, F frames of chroma, P prefix steps, D width, H heads.
 Equal to audiocraft's ``LMModel`` and to transformers' ``MusicgenForCausalLM`` (tests/parity); spec section 2.
 """
 
@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from musicgen_ft.chroma import ChromaSpec, MelodyStates
 from musicgen_ft.model.conditioning import TextStates
 from musicgen_ft.model.patterns import Pattern, PatternName, make_pattern
 
 TextPadding = Literal["audiocraft", "transformers"]
+Conditioning = Literal["cross", "prefix"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +56,19 @@ class LMConfig:
     """Inner step of each codebook, for ``unroll``; empty is full flattening."""
     group_by: int = 0
     """Codebooks of a group, for ``musiclm``; 0 for the others."""
+    conditioning: Conditioning = "cross"
+    """``cross``: every layer attends to the text. ``prefix``: chroma and text stand before the codes on the time axis,
+    as in the melody models; nothing of them is masked then, whatever ``text_padding`` says."""
+    chroma: ChromaSpec | None = None
+    """The numbers of the melody's chroma; None for ``cross``."""
 
     def __post_init__(self) -> None:
         if self.dim % self.num_heads or self.dim % 2:
             raise ValueError(f"dim {self.dim} must be even and a multiple of num_heads {self.num_heads}")
         if len(self.delays) != self.n_q:
             raise ValueError(f"delays {self.delays} do not fit n_q={self.n_q}")
+        if (self.conditioning == "prefix") != (self.chroma is not None):
+            raise ValueError(f"conditioning {self.conditioning!r} does not fit chroma {self.chroma}")
         self.make_pattern()  # refuses here what does not fit together
 
     @property
@@ -84,28 +93,36 @@ class Predictions(NamedTuple):
 class KVCache:
     """Keys and values of the steps that a generation has behind it, in buffers of fixed size.
 
-    Cross-attention's keys and values depend on the text alone: they are computed at the first step and kept.
+    Cross-attention's keys and values depend on the text alone: they are computed at the first step and kept. A prefix
+    stands before the steps of the first call, and needs no room of the caller's.
     """
 
     def __init__(self, max_steps: int) -> None:
         self.max_steps = max_steps
-        self.offset = 0
-        """Steps that the cache holds: the position of the next one."""
+        self.num_prefix = 0
+        """Steps P of the prefix."""
+        self.length = 0
+        """Steps that the cache holds, the prefix included: the position of the next one."""
         self.cross: dict[int, tuple[Tensor, Tensor]] = {}
         """Layer -> keys and values of the text, each [B, H, N, D/H]."""
         self.text_mask: Tensor | None = None
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
 
+    @property
+    def offset(self) -> int:
+        """Steps of the sequence that the cache holds."""
+        return max(0, self.length - self.num_prefix)
+
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Stores the new steps' keys and values [B, H, S, D/H] of a layer; returns those of all steps so far."""
         B, H, S, head_dim = keys.shape
         if layer not in self._keys:
-            self._keys[layer] = keys.new_empty(B, H, self.max_steps, head_dim)
-            self._values[layer] = values.new_empty(B, H, self.max_steps, head_dim)
-        end = self.offset + S
-        self._keys[layer][:, :, self.offset : end] = keys
-        self._values[layer][:, :, self.offset : end] = values
+            self._keys[layer] = keys.new_empty(B, H, self.num_prefix + self.max_steps, head_dim)
+            self._values[layer] = values.new_empty(B, H, self.num_prefix + self.max_steps, head_dim)
+        end = self.length + S
+        self._keys[layer][:, :, self.length : end] = keys
+        self._values[layer][:, :, self.length : end] = values
         return self._keys[layer][:, :, :end], self._values[layer][:, :, :end]
 
 
@@ -137,15 +154,17 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """One pre-norm layer: self-attention, cross-attention, feed-forward."""
+    """One pre-norm layer: self-attention, cross-attention where the model has it, feed-forward."""
 
     def __init__(self, config: LMConfig, index: int) -> None:
         super().__init__()
         self.index = index
         self.self_norm = nn.LayerNorm(config.dim)
         self.self_attn = Attention(config.dim, config.num_heads)
-        self.cross_norm = nn.LayerNorm(config.dim)
-        self.cross_attn = Attention(config.dim, config.num_heads)
+        if config.conditioning == "cross":
+            self.cross_norm = nn.LayerNorm(config.dim)
+            self.cross_attn = Attention(config.dim, config.num_heads)
+        self.has_cross = config.conditioning == "cross"
         self.ffn_norm = nn.LayerNorm(config.dim)
         self.fc1 = nn.Linear(config.dim, config.ffn_dim, bias=False)
         self.fc2 = nn.Linear(config.ffn_dim, config.dim, bias=False)
@@ -154,7 +173,8 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, text: Tensor | None, text_mask: Tensor | None, cache: KVCache | None) -> Tensor:
         """One layer's update of ``x`` [B, S, D]; ``text`` [B, N, D] may be None once the cache holds its keys."""
         x = x + self.dropout(self._attend_self(self.self_norm(x), cache))
-        x = x + self.dropout(self._attend_text(self.cross_norm(x), text, text_mask, cache))
+        if self.has_cross:
+            x = x + self.dropout(self._attend_text(self.cross_norm(x), text, text_mask, cache))
         update: Tensor = self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(self.ffn_norm(x))))))
         return x + update
 
@@ -162,7 +182,7 @@ class Layer(nn.Module):
         keys, values = self.self_attn.keys_values(x)
         offset = 0
         if cache is not None:
-            offset = cache.offset
+            offset = cache.length
             keys, values = cache.append(self.index, keys, values)
         mask = None
         if offset and x.shape[1] > 1:  # several steps after the first call: each sees the past and itself
@@ -191,62 +211,83 @@ class LanguageModel(nn.Module):
         self.pattern = config.make_pattern()
         self.embeddings = nn.ModuleList(nn.Embedding(config.card + 1, config.dim) for _ in range(config.n_q))
         self.text_proj = nn.Linear(config.text_dim, config.dim)
+        if config.chroma is not None:
+            self.chroma_proj = nn.Linear(config.chroma.n_chroma, config.dim)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))
         self.out_norm = nn.LayerNorm(config.dim)
         self.heads = nn.ModuleList(nn.Linear(config.dim, config.card, bias=False) for _ in range(config.n_q))
 
-    def forward(self, sequence: Tensor, text: TextStates | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self,
+        sequence: Tensor,
+        text: TextStates | None = None,
+        cache: KVCache | None = None,
+        melody: MelodyStates | None = None,
+    ) -> Tensor:
         """Logits of the step after each step of the sequence.
 
         Args:
             sequence: int64 [B, K, S], values in [0, card]; with a cache, the steps after those that it holds.
             text: the condition of each row; None only where the cache already holds its keys and values.
             cache: filled and moved on by S steps.
+            melody: of each row, given with the text to a model that takes one.
 
         Returns:
             float [B, K, S, card].
         """
         x = torch.stack([embed(sequence[:, k]) for k, embed in enumerate(self.embeddings)]).sum(0)  # [B, S, D]
-        offset = cache.offset if cache is not None else 0
-        x = x + sinusoidal_positions(sequence.shape[2], self.config.dim, offset=offset, device=x.device).to(x.dtype)
+        S, offset = sequence.shape[2], cache.length if cache is not None else 0
         projected, text_mask = self._project(text, cache)
+        if self.config.conditioning == "prefix" and projected is not None:
+            x = torch.cat([self._project_melody(melody), projected, x], dim=1)  # [B, S, D] -> [B, P + S, D]
+            if cache is not None:
+                cache.num_prefix = x.shape[1] - S
+        x = x + sinusoidal_positions(x.shape[1], self.config.dim, offset=offset, device=x.device).to(x.dtype)
         for layer in self.layers:
             x = layer(x, projected, text_mask, cache)
         if cache is not None:
-            cache.offset += sequence.shape[2]
-        x = self.out_norm(x)
+            cache.length += x.shape[1]
+        x = self.out_norm(x[:, -S:])
         return torch.stack([head(x) for head in self.heads], dim=1)
 
-    def predict(self, codes: Tensor, text: TextStates) -> Predictions:
+    def predict(self, codes: Tensor, text: TextStates, melody: MelodyStates | None = None) -> Predictions:
         """Predicts every frame from the ones before it, for training and validation.
 
         Args:
             codes: int64 [B, K, T], values in [0, card]; ``card`` where a frame is padding.
             text: the condition of each row.
+            melody: of each row, for a model that takes one.
 
         Source: audiocraft's ``LMModel.compute_predictions`` with ``keep_only_valid_steps`` (spec 3.2). It feeds
         all valid steps; the last one predicts nothing that is kept, so one less is enough: T of the delay pattern.
         """
         T, pattern = codes.shape[2], self.pattern
         sequence = pattern.interleave(codes, self.config.special_token_id)[:, :, : pattern.num_valid_steps(T) - 1]
-        logits = pattern.align_logits(self(sequence, text), T)
+        logits = pattern.align_logits(self(sequence, text, melody=melody), T)
         return Predictions(logits, pattern.frame_mask(T, device=codes.device))
 
     def _project(self, text: TextStates | None, cache: KVCache | None) -> tuple[Tensor | None, Tensor | None]:
         """Text states [B, N, D], zero where masked (bias included), and the mask of cross-attention [B, 1, 1, N]."""
         if text is None:
-            if cache is None or not cache.cross:
+            if cache is None or not cache.length:
                 raise ValueError("text is None, but no cache holds its keys and values")
             return None, cache.text_mask
         projected = self.text_proj(text.states.to(self.text_proj.weight.dtype))
         projected = projected.masked_fill(~text.mask[..., None], 0.0)
         mask = None
-        if self.config.text_padding == "transformers":
+        if self.config.text_padding == "transformers" and self.config.conditioning == "cross":
             # A row with no token at all attends evenly to its zero vectors: zero, where a masked softmax gives NaN.
             mask = (text.mask | ~text.mask.any(-1, keepdim=True))[:, None, None, :]
         if cache is not None:
             cache.text_mask = mask
         return projected, mask
+
+    def _project_melody(self, melody: MelodyStates | None) -> Tensor:
+        """The melody [B, F, D], zero where it is masked (bias included)."""
+        if melody is None:
+            raise ValueError("this model is conditioned on a melody too, expected one or its null condition")
+        projected: Tensor = self.chroma_proj(melody.one_hot.to(self.chroma_proj.weight.dtype))
+        return projected.masked_fill(~melody.mask[..., None], 0.0)
 
     @torch.no_grad()
     def init_weights(self) -> None:
@@ -260,7 +301,7 @@ class LanguageModel(nn.Module):
             _truncated_normal(module.weight, 1 / math.sqrt(self.config.dim))
         for i, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)
-            for attention in (layer.self_attn, layer.cross_attn):
+            for attention in (layer.self_attn, layer.cross_attn) if layer.has_cross else (layer.self_attn,):
                 for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
                     nn.init.uniform_(projection.weight, -1 / math.sqrt(self.config.dim), 1 / math.sqrt(self.config.dim))
                 _truncated_normal(attention.out_proj.weight, 1 / math.sqrt(self.config.dim * 2 * (i + 1)))

@@ -1,19 +1,20 @@
 """audiocraft, entered here and nowhere else: its own loader on a folder, its logits, its generation.
 
-B batch, K codebooks, T frames.
+B batch, K codebooks, T frames, F frames of chroma.
 """
 
 import importlib.util
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from musicgen_ft.errors import UserError
@@ -33,7 +34,8 @@ def open_generator(folder: Path, text_encoder: TextEncoder, *, device: str = "cp
     """The folder's ``audiocraft.models.MusicGen``, opened by audiocraft's own loader, strict on every key.
 
     T5 is handed over instead of fetched: audiocraft would take it from the hub by its name, and accepts a fixed list
-    of names only.
+    of names only. The chroma of a melody model is that of the mix: demucs, which would separate its stems, is neither
+    fetched nor run.
 
     Raises:
         UserError: if audiocraft is not installed.
@@ -42,16 +44,37 @@ def open_generator(folder: Path, text_encoder: TextEncoder, *, device: str = "cp
         raise UserError(f"audiocraft is not installed. Install it with: {INSTALL}")
     with _quiet():
         from audiocraft.models.musicgen import MusicGen
-    with _quiet(), text_encoder_given(text_encoder):
+    with _quiet(), text_encoder_given(text_encoder), without_demucs():
         return MusicGen.get_pretrained(str(folder), device=device)
 
 
-def logits(generator: Any, codes: Tensor, descriptions: Sequence[str | None]) -> tuple[Tensor, Tensor]:
-    """audiocraft's prediction of every frame: float [B, K, T, card], and where it is valid, bool [B, K, T]."""
-    from audiocraft.modules.conditioners import ConditioningAttributes
+def logits(
+    generator: Any, codes: Tensor, descriptions: Sequence[str | None], chroma: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """audiocraft's prediction of every frame.
+
+    Args:
+        generator: from ``open_generator``.
+        codes: int64 [B, K, T].
+        descriptions: B texts.
+        chroma: int64 [B, F] of the melodies, for a melody model; None is no melody.
+
+    Returns:
+        float [B, K, T, card], and where it is valid, bool [B, K, T].
+    """
+    from audiocraft.modules.conditioners import ConditioningAttributes, WavCondition
 
     conditions = [ConditioningAttributes(text={"description": description}) for description in descriptions]
-    with torch.no_grad():
+    conditioner = dict(generator.lm.condition_provider.conditioners.items()).get("self_wav")
+    if conditioner is not None:
+        for condition in conditions:
+            rate, nothing = [generator.sample_rate], torch.zeros(1, 1, 1, device=codes.device)
+            condition.wav["self_wav"] = WavCondition(nothing, torch.zeros(1, device=codes.device), rate, [None], [None])
+    given: Any = nullcontext()
+    if conditioner is not None and chroma is not None:
+        one_hot = F.one_hot(chroma, conditioner.chroma.n_chroma).float()
+        given = patch.object(conditioner, "_compute_wav_embedding", lambda wav, sample_rate: one_hot)
+    with torch.no_grad(), given:
         output = generator.lm.compute_predictions(codes, conditions)
     return output.logits, output.mask
 
@@ -62,9 +85,13 @@ def generate(
     options: GenerationOptions,
     *,
     seed: int,
+    melody: Tensor | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Waveforms float [B, C, L] of one batch. audiocraft draws from torch's global generator: seeded for the batch."""
+    """Waveforms float [B, C, L] of one batch. audiocraft draws from torch's global generator: seeded for the batch.
+
+    ``melody`` is a mono waveform float [L] at the generator's sample rate, for all rows.
+    """
     generator.set_custom_progress_callback(progress)
     generator.set_generation_params(
         use_sampling=options.sampling.temperature > 0,
@@ -76,7 +103,12 @@ def generate(
         extend_stride=options.stride_s,
     )
     torch.manual_seed(seed)
-    waveforms = generator.generate([description or "" for description in descriptions], progress=progress is not None)
+    texts, is_told = [description or "" for description in descriptions], progress is not None
+    if melody is None:
+        waveforms = generator.generate(texts, progress=is_told)
+    else:
+        melodies = [melody[None]] * len(texts)
+        waveforms = generator.generate_with_chroma(texts, melodies, generator.sample_rate, progress=is_told)
     assert isinstance(waveforms, Tensor)
     return waveforms.cpu()
 
@@ -102,6 +134,27 @@ def text_encoder_given(text_encoder: TextEncoder) -> Iterator[None]:
         patch.object(builders, "T5Conditioner", GivenT5Conditioner),
         patch.object(conditioners, "T5Tokenizer", given(text_encoder.tokenizer)),
         patch.object(conditioners, "T5EncoderModel", given(text_encoder.encoder)),
+    ):
+        yield
+
+
+@contextmanager
+def without_demucs() -> Iterator[None]:
+    """Makes audiocraft's chroma conditioner take what it hears for the stems."""
+    from audiocraft.models import builders
+    from audiocraft.modules import conditioners
+    from demucs import pretrained
+
+    original = conditioners.ChromaStemConditioner
+
+    class MixConditioner(original):  # type: ignore[misc, valid-type]
+        def _get_stemmed_wav(self, wav: Tensor, sample_rate: int) -> Tensor:
+            return wav
+
+    demucs: Any = SimpleNamespace(sources=["drums", "bass", "other", "vocals"], to=lambda device: demucs)
+    with (
+        patch.object(builders, "ChromaStemConditioner", MixConditioner),
+        patch.object(pretrained, "get_model", lambda name: demucs),
     ):
         yield
 

@@ -12,7 +12,7 @@ from musicgen_ft.checkpoint import audiocraft_format
 from musicgen_ft.checkpoint.base import Base
 from musicgen_ft.errors import UserError
 from musicgen_ft.generation.decode import Progress
-from musicgen_ft.generation.generator import Generator
+from musicgen_ft.generation.generator import Generator, Melody
 from musicgen_ft.generation.options import GenerationOptions
 from musicgen_ft.peers import audiocraft, transformers
 
@@ -26,9 +26,15 @@ class Engine(Protocol):
         ...
 
     def play(
-        self, prompts: Sequence[str], options: GenerationOptions, *, seeds: Sequence[int], progress: Progress
+        self,
+        prompts: Sequence[str],
+        options: GenerationOptions,
+        *,
+        seeds: Sequence[int],
+        melody: Melody | None,
+        progress: Progress,
     ) -> Tensor:
-        """Waveforms float [B, C, L]. The peers draw for the whole batch from its first seed."""
+        """Waveforms float [B, C, L], all with one melody. The peers draw for the whole batch from its first seed."""
         ...
 
 
@@ -55,9 +61,16 @@ class _Native:
         return self.generator.sample_rate
 
     def play(
-        self, prompts: Sequence[str], options: GenerationOptions, *, seeds: Sequence[int], progress: Progress
+        self,
+        prompts: Sequence[str],
+        options: GenerationOptions,
+        *,
+        seeds: Sequence[int],
+        melody: Melody | None,
+        progress: Progress,
     ) -> Tensor:
-        return self.generator.generate(prompts, options, seeds=seeds, progress=progress)
+        melodies = None if melody is None else [melody] * len(prompts)
+        return self.generator.generate(prompts, options, seeds=seeds, melodies=melodies, progress=progress)
 
 
 @dataclass(frozen=True)
@@ -69,9 +82,16 @@ class _Audiocraft:
         return int(self.generator.sample_rate)
 
     def play(
-        self, prompts: Sequence[str], options: GenerationOptions, *, seeds: Sequence[int], progress: Progress
+        self,
+        prompts: Sequence[str],
+        options: GenerationOptions,
+        *,
+        seeds: Sequence[int],
+        melody: Melody | None,
+        progress: Progress,
     ) -> Tensor:
-        return audiocraft.generate(self.generator, prompts, options, seed=seeds[0], progress=progress)
+        tune = None if melody is None else torch.from_numpy(melody)
+        return audiocraft.generate(self.generator, prompts, options, seed=seeds[0], melody=tune, progress=progress)
 
 
 @dataclass(frozen=True)
@@ -83,9 +103,16 @@ class _Transformers:
         return int(self.generator.config.audio_encoder.sampling_rate)
 
     def play(
-        self, prompts: Sequence[str], options: GenerationOptions, *, seeds: Sequence[int], progress: Progress
+        self,
+        prompts: Sequence[str],
+        options: GenerationOptions,
+        *,
+        seeds: Sequence[int],
+        melody: Melody | None,
+        progress: Progress,
     ) -> Tensor:
-        return transformers.generate(self.generator, prompts, options, seed=seeds[0], progress=progress)
+        tune = None if melody is None else torch.from_numpy(melody)
+        return transformers.generate(self.generator, prompts, options, seed=seeds[0], melody=tune, progress=progress)
 
 
 def _require(folder: Path, file: str, engine: str) -> None:

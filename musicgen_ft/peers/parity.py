@@ -10,6 +10,7 @@ from torch import Tensor
 
 from musicgen_ft.checkpoint.base import build_lm
 from musicgen_ft.checkpoint.names import State
+from musicgen_ft.chroma import generation_melody
 from musicgen_ft.model.conditioning import TextEncoder
 from musicgen_ft.model.lm import LMConfig
 from musicgen_ft.peers import audiocraft, transformers
@@ -30,6 +31,7 @@ def check_export(
     description: str,
     *,
     formats: Iterable[str],
+    chroma: Tensor | None = None,
 ) -> dict[str, float]:
     """Compares the folder's logits with the trained model's, by each reader that it is made for.
 
@@ -43,6 +45,7 @@ def check_export(
         codes: int64 [1, K, T] of real audio.
         description: its text.
         formats: of ``audiocraft`` and ``transformers``. audiocraft is passed over, aloud, where it is not installed.
+        chroma: int64 [1, F], its melody, for a model that takes one; None is no melody.
 
     Returns:
         Reader -> largest absolute difference.
@@ -51,8 +54,12 @@ def check_export(
         RuntimeError: if one exceeds ``TOLERANCE``.
     """
     T = codes.shape[2]
+    melody = None
+    if config.chroma is not None:
+        chroma = torch.zeros(1, 1, dtype=torch.int64) if chroma is None else chroma  # the null condition
+        melody = generation_melody(chroma, config.chroma, duration_s=config.max_duration_s)
     lm = build_lm(config, state, where="the export").eval()
-    expected, mask = lm.predict(codes, text_encoder.encode([description]))
+    expected, mask = lm.predict(codes, text_encoder.encode([description]), melody)
     pattern = lm.pattern
     sequence = pattern.interleave(codes, config.special_token_id)[:, :, :T]
     del lm
@@ -62,10 +69,10 @@ def check_export(
             logger.warning(f"audiocraft is not installed: its files were written, but not opened. {audiocraft.INSTALL}")
             continue
         if reader == "audiocraft":
-            found, _ = audiocraft.logits(audiocraft.open_generator(folder, text_encoder), codes, [description])
+            found, _ = audiocraft.logits(audiocraft.open_generator(folder, text_encoder), codes, [description], chroma)
         else:
             found = pattern.align_logits(
-                transformers.logits(transformers.open_generator(folder), sequence, [description])
+                transformers.logits(transformers.open_generator(folder), sequence, [description], chroma)
             )
         gc.collect()  # transformers' models refer to themselves
         differences[reader] = float((found - expected)[:, mask].abs().max())

@@ -1,6 +1,6 @@
 """transformers' MusicGen: its own loader on a folder, its logits, its generation.
 
-B batch, K codebooks, T frames, S sequence steps.
+B batch, K codebooks, T frames, S sequence steps, F frames of chroma.
 """
 
 from collections.abc import Sequence
@@ -8,34 +8,53 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoTokenizer, LogitsProcessorList, MusicgenForConditionalGeneration
+from transformers import (
+    AutoTokenizer,
+    LogitsProcessorList,
+    MusicgenForConditionalGeneration,
+    MusicgenMelodyConfig,
+    MusicgenMelodyFeatureExtractor,
+    MusicgenMelodyForConditionalGeneration,
+)
 from transformers.utils.logging import disable_progress_bar
 
+from musicgen_ft.checkpoint.transformers_format import read_config
 from musicgen_ft.generation.decode import Progress
 from musicgen_ft.generation.options import GenerationOptions
 
 
 def open_generator(folder: Path, *, device: str = "cpu") -> Any:
-    """The folder's ``MusicgenForConditionalGeneration`` in fp32, with its tokenizer, from local files alone."""
+    """The folder's ``MusicgenForConditionalGeneration`` in fp32, with its tokenizer, from local files alone.
+
+    The class for melodies, with its feature extractor, where the folder holds one.
+    """
     disable_progress_bar()
-    model: Any = MusicgenForConditionalGeneration.from_pretrained(
-        str(folder), local_files_only=True, dtype=torch.float32
-    )
+    is_melody = isinstance(read_config(folder), MusicgenMelodyConfig)
+    model_class: Any = MusicgenMelodyForConditionalGeneration if is_melody else MusicgenForConditionalGeneration
+    model: Any = model_class.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32)
     model.tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    if is_melody:
+        model.feature_extractor = MusicgenMelodyFeatureExtractor.from_pretrained(str(folder), local_files_only=True)
     return model.to(device).eval()
 
 
-def logits(generator: Any, sequence: Tensor, descriptions: Sequence[str | None]) -> Tensor:
+def logits(
+    generator: Any, sequence: Tensor, descriptions: Sequence[str | None], chroma: Tensor | None = None
+) -> Tensor:
     """Logits of the step after each step of a delayed sequence int64 [B, K, S]: float [B, K, S, card].
 
     An empty description has its mask cleared, so that it is the null condition as it is elsewhere (spec 8.3).
+    ``chroma``, int64 [B, F], is that of the melodies, for a melody model.
     """
     tokens = _tokens(generator, descriptions)
+    if chroma is not None:
+        tokens["input_features"] = F.one_hot(chroma, generator.config.num_chroma).to(generator.device, torch.float32)
     B, K, S = sequence.shape
     with torch.no_grad():
         output = generator(**tokens, decoder_input_ids=sequence.reshape(B * K, S))
-    result = output.logits.reshape(B, K, S, -1)
+    result = output.logits.unflatten(0, (B, K))[:, :, -S:]  # behind the prefix, where there is one
     assert isinstance(result, Tensor)
     return result
 
@@ -58,9 +77,13 @@ def generate(
     options: GenerationOptions,
     *,
     seed: int,
+    melody: Tensor | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Waveforms float [B, C, L] of one batch; its draws come from torch's global generator, seeded for the batch."""
+    """Waveforms float [B, C, L] of one batch; its draws come from torch's global generator, seeded for the batch.
+
+    ``melody`` is a mono waveform float [L] at the generator's sample rate, for all rows.
+    """
     torch.manual_seed(seed)
     num_frames = round(options.duration_s * generator.config.audio_encoder.frame_rate)
     decoder = generator.config.decoder
@@ -72,9 +95,14 @@ def generate(
         "top_p": options.sampling.top_p or None,
         "temperature": options.sampling.temperature,
     }
+    inputs = _tokens(generator, descriptions)
+    if melody is not None:
+        extractor = generator.feature_extractor
+        features = extractor(melody.numpy(), sampling_rate=extractor.sampling_rate, return_tensors="pt")
+        inputs["input_features"] = features["input_features"].to(generator.device).repeat(len(descriptions), 1, 1)
     with torch.no_grad():
         waveforms = generator.generate(
-            **_tokens(generator, descriptions),
+            **inputs,
             do_sample=not greedy,
             guidance_scale=options.cfg_coef,
             max_new_tokens=num_steps,

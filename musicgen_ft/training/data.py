@@ -35,6 +35,7 @@ def build_data(config: FinetuneConfig, index: ShardIndex, placement: Placement) 
         ),
         cfg_dropout=config.cfg_dropout,
         cfg_dropout_scope=config.cfg_dropout_scope,
+        melody_dropout=config.melody_dropout,
         num_workers=config.num_workers,
         valid_max_crops=config.valid_max_clips,
     )
@@ -44,4 +45,8 @@ def probe(data: ShardDataModule) -> Probe:
     """A few seconds of real codes with their text: of a held-out track where there is one."""
     crop = data.valid_crops[0] if len(data.valid_crops) else data.train_crops[0]
     num_frames = min(int(crop.mask.sum()), round(_PROBE_S * data.index.manifest.codec.frame_rate))
-    return Probe(crop.codes[None, :, :num_frames], crop.description or "")
+    chroma, spec = None, data.index.manifest.chroma
+    if crop.chroma is not None and spec is not None:
+        known = crop.chroma[: max(1, num_frames * data.index.manifest.codec.hop_length // spec.hop_length)]
+        chroma = known.clamp(min=0)[None]
+    return Probe(crop.codes[None, :, :num_frames], crop.description or "", chroma)

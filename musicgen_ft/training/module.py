@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from musicgen_ft.chroma import MelodyStates, training_melody
 from musicgen_ft.config import FinetuneConfig
 from musicgen_ft.errors import UserError
 from musicgen_ft.model.conditioning import TextEncoder
@@ -23,7 +24,7 @@ from musicgen_ft.training.optim import adamw, warmup_cosine
 
 
 class FinetuneModule(lightning.LightningModule):
-    """Trains ``lm`` on batches of codes and descriptions.
+    """Trains ``lm`` on batches of codes, descriptions and, where it takes them, melodies.
 
     Only the language model is a submodule: codec and T5 are frozen and in no checkpoint. Everything that is validated
     and exported by default are the averaged weights, where there is an average.
@@ -47,11 +48,18 @@ class FinetuneModule(lightning.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one micro-batch."""
         text = self._text_encoder.encode(batch.descriptions)
-        logits, pattern_mask = self.lm.predict(batch.codes, text)
+        logits, pattern_mask = self.lm.predict(batch.codes, text, self._melody(batch))
         loss = codebook_cross_entropy(logits, batch.codes, batch.mask[:, None] & pattern_mask)
         self._micro.append(torch.cat([loss.ce.detach()[None], loss.ce_per_codebook]))
         self._frames += batch.mask.numel()
         return loss.ce
+
+    def _melody(self, batch: Batch) -> MelodyStates | None:
+        """The melodies of a batch, zero where they are dropped; None where the model takes none."""
+        if self.lm.config.chroma is None:
+            return None
+        assert batch.chroma is not None, "a melody model needs shards with chroma"
+        return training_melody(batch.chroma, self.lm.config.chroma)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seeds dropout by step, micro-batch and rank, so that a resumed run draws what an unbroken one would."""
@@ -113,7 +121,7 @@ class FinetuneModule(lightning.LightningModule):
         """Adds a batch's cross-entropies and frames to the sums."""
         assert self._valid is not None
         text = self._text_encoder.encode(batch.descriptions)
-        logits, pattern_mask = self.lm.predict(batch.codes, text)
+        logits, pattern_mask = self.lm.predict(batch.codes, text, self._melody(batch))
         self._valid += torch.stack(codebook_sums(logits, batch.codes, batch.mask[:, None] & pattern_mask))
 
     def on_validation_epoch_end(self) -> None:

@@ -64,6 +64,9 @@ class Probe:
     codes: Tensor
     """int64 [1, K, T]."""
     description: str
+    """Their text."""
+    chroma: Tensor | None = None
+    """int64 [1, F], their melody, where the shards have it."""
 
 
 class RunFolder:
@@ -81,7 +84,10 @@ class RunFolder:
         with atomic_path(path / CONFIG_FILE) as temporary:
             write_yaml(temporary, config)
         with atomic_path(path / PROBE_FILE) as temporary:
-            write_safetensors(temporary, {"codes": probe.codes.to(torch.int32)}, {"description": probe.description})
+            tensors = {"codes": probe.codes.to(torch.int32)}
+            if probe.chroma is not None:
+                tensors["chroma"] = probe.chroma.to(torch.int32)
+            write_safetensors(temporary, tensors, {"description": probe.description})
         write_json(path / INFO_FILE, asdict(info))
         return run
 
@@ -122,7 +128,8 @@ class RunFolder:
     def probe(self) -> Probe:
         """The codes to check an export with."""
         with safe_open(self.path / PROBE_FILE, framework="pt") as file:
-            return Probe(file.get_tensor("codes").long(), (file.metadata() or {})["description"])
+            chroma = file.get_tensor("chroma").long() if "chroma" in file.keys() else None  # noqa: SIM118
+            return Probe(file.get_tensor("codes").long(), (file.metadata() or {})["description"], chroma)
 
     def checkpoint(self, which: str) -> Path:
         """The file of ``best`` or ``last``; best falls back to last where there was no validation.

@@ -12,13 +12,15 @@ from omegaconf import OmegaConf
 from musicgen_ft.checkpoint import audiocraft_format
 from musicgen_ft.checkpoint.audiocraft_format import CODEC_FILE, LM_FILE, Package, encodec_config, lm_xp_config
 from musicgen_ft.checkpoint.base import open_base
+from musicgen_ft.chroma import ChromaSpec
 from musicgen_ft.codec import Codec
 from musicgen_ft.errors import UserError
 from musicgen_ft.model.lm import LanguageModel
 
 EditPackage = Callable[..., None]
-MELODY = {
-    "self_wav": {"model": "chroma_stem", "chroma_stem": {"sample_rate": 32000, "n_chroma": 12, "radix2_exp": 14}},
+STEM = {"sample_rate": 32000, "n_chroma": 12, "radix2_exp": 14, "argmax": True}
+MELODY: dict[str, Any] = {
+    "self_wav": {"model": "chroma_stem", "chroma_stem": STEM},
     "description": {"model": "t5", "t5": {"name": "t5-base"}},
 }
 
@@ -165,8 +167,8 @@ def test_what_a_config_says_or_leaves_out_is_read_as_audiocraft_reads_it(
         ("codebooks_pattern.modeling", "stack_delay", "modeling is 'stack_delay', expected one of MusicGen's"),
         ("codebooks_pattern.delay.flatten_first", 2, "codebooks_pattern.delay.flatten_first is 2, expected 0"),
         ("codebooks_pattern.delay.empty_initial", 1, "codebooks_pattern.delay.empty_initial is 1, expected 0"),
-        ("conditioners", MELODY, "only text through cross-attention can be fine-tuned yet"),
-        ("fuser", {"prepend": ["self_wav", "description"], "cross": []}, "only text through cross-attention"),
+        ("conditioners", MELODY, "expected text through cross-attention, or melody and text"),
+        ("fuser", {"prepend": ["self_wav", "description"], "cross": []}, "expected text through cross-attention"),
         ("interleave_stereo_codebooks", {"use": True, "per_timestep": True}, "per_timestep is true, expected false"),
         ("transformer_lm", ..., "'xp.cfg' is incomplete: .*transformer_lm"),
         ("transformer_lm.n_q", ..., "'xp.cfg' is incomplete: .*n_q"),
@@ -182,18 +184,50 @@ def test_what_this_toolkit_does_not_compute_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("family", ["melody", "style"])
-def test_a_melody_or_style_base_is_refused_in_one_line(
-    audiocraft_folder: Path, edit_package: EditPackage, family: str
+MELODY_FUSER = {"prepend": ["self_wav", "description"], "cross": [], "sum": []}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"model": "style", "style": {}}, "self_wav is of model 'style', expected 'chroma_stem'"),
+        ({"chroma_stem": {**STEM, "argmax": False}}, "chroma_stem without argmax"),
+        ({"chroma_stem": {**STEM, "nfft": 8192}}, "with an nfft of its own"),
+        ({"chroma_stem": {}}, "'xp.cfg' is incomplete: .*radix2_exp"),
+    ],
+)
+def test_a_wave_condition_that_is_no_melody_is_refused_in_one_line(
+    audiocraft_folder: Path, edit_package: EditPackage, changed: dict[str, Any], message: str
 ) -> None:
     def change(values: dict[str, Any]) -> None:
-        values["conditioners"] = MELODY | ({"self_wav": {"model": "style", "style": {}}} if family == "style" else {})
-        values["fuser"] |= {"prepend": ["self_wav", "description"], "cross": []}
+        values["conditioners"] = {**MELODY, "self_wav": {**MELODY["self_wav"], **changed}}
+        values["fuser"] = MELODY_FUSER
 
     edit_package(audiocraft_folder / LM_FILE, config=change)
-    with pytest.raises(UserError, match="Use small, medium or large") as caught:
+    with pytest.raises(UserError, match=message) as caught:
         _ = open_base(str(audiocraft_folder)).lm_config
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "spec"),
+    [
+        ({}, ChromaSpec()),
+        ({"radix2_exp": 11}, ChromaSpec(n_fft=2048, hop_length=512)),
+        ({"winhop": 1000, "n_chroma": 24}, ChromaSpec(n_chroma=24, hop_length=1000)),
+    ],
+)
+def test_the_numbers_of_a_melodys_chroma_are_read(
+    audiocraft_folder: Path, edit_package: EditPackage, changed: dict[str, Any], spec: ChromaSpec
+) -> None:
+    def change(values: dict[str, Any]) -> None:
+        stem = {"model": "chroma_stem", "chroma_stem": {**STEM, **changed}}
+        values["conditioners"] = {**MELODY, "self_wav": stem}
+        values["fuser"] = MELODY_FUSER
+
+    edit_package(audiocraft_folder / LM_FILE, config=change)
+    config = open_base(str(audiocraft_folder)).lm_config
+    assert (config.conditioning, config.chroma) == ("prefix", spec)
 
 
 def test_a_missing_tensor_is_listed_with_its_file(audiocraft_folder: Path, edit_package: EditPackage) -> None:

@@ -87,7 +87,7 @@ def test_dropout_of_a_transformers_config_is_not_taken_over(transformers_folder:
 # ---- what is refused -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_type", ["musicgen_melody", "bert", None])
+@pytest.mark.parametrize("model_type", ["musicgen_style", "bert", None])
 def test_a_config_of_another_model_is_refused(transformers_folder: Path, model_type: str | None) -> None:
     edit_config(transformers_folder, lambda values: values.update(model_type=model_type))
     with pytest.raises(UserError, match=f"model of type {model_type!r}, expected 'musicgen'"):

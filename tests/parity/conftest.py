@@ -13,6 +13,10 @@ from transformers import (
     MusicgenConfig,
     MusicgenDecoderConfig,
     MusicgenForConditionalGeneration,
+    MusicgenMelodyConfig,
+    MusicgenMelodyDecoderConfig,
+    MusicgenMelodyFeatureExtractor,
+    MusicgenMelodyForConditionalGeneration,
 )
 
 from musicgen_ft.checkpoint import audiocraft_format, transformers_format
@@ -143,7 +147,7 @@ def perturb(module: torch.nn.Module) -> None:
 
 
 def build_audiocraft_lm(text_encoder: TextEncoder, config: str) -> Any:
-    with audiocraft.text_encoder_given(text_encoder):
+    with audiocraft.text_encoder_given(text_encoder), audiocraft.without_demucs():
         lm = builders.get_lm_model(parse(config))
     perturb(lm)
     return lm.eval()
@@ -170,6 +174,37 @@ STEREO_LM_CONFIG = (
 )
 
 
+# The released melody models, with a chroma frame for 128 samples: 282 for 30 s.
+MELODY_LM_CONFIG = (
+    LM_CONFIG.replace("prepend: []", "prepend: [self_wav, description]")
+    .replace("cross: [description]", "cross: []")
+    .replace("attribute_dropout: {}", "attribute_dropout: {args: {active_on_eval: false}, wav: {self_wav: 0.5}}")
+    .replace("training_dropout: 0.3", "training_dropout: 0.2")
+    .replace(
+        "conditioners:\n",
+        """conditioners:
+  self_wav:
+    model: chroma_stem
+    chroma_stem:
+      sample_rate: ${sample_rate}
+      n_chroma: 12
+      radix2_exp: 9
+      argmax: true
+      match_len_on_eval: false
+      eval_wavs: null
+      n_eval_wavs: 100
+      cache_path: null
+""",
+    )
+)
+MELODY_STEREO_LM_CONFIG = (
+    MELODY_LM_CONFIG.replace("n_q: 4", "n_q: 8")
+    .replace("delays: [0, 1, 2, 3]", "delays: [0, 0, 1, 1, 2, 2, 3, 3]")
+    .replace("interleave_stereo_codebooks: {use: false", "interleave_stereo_codebooks: {use: true")
+    .replace("sample_rate: 1200", "sample_rate: 1200\nchannels: 2")
+)
+
+
 def write_audiocraft_folder(folder: Path, text_encoder: TextEncoder, lm_config: str) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -189,6 +224,15 @@ def audiocraft_folder(tmp_path_factory: pytest.TempPathFactory, text_encoder: Te
 def audiocraft_stereo_folder(tmp_path_factory: pytest.TempPathFactory, text_encoder: TextEncoder) -> Path:
     """The same in stereo: 8 codebooks."""
     return write_audiocraft_folder(tmp_path_factory.mktemp("audiocraft-stereo"), text_encoder, STEREO_LM_CONFIG)
+
+
+@pytest.fixture(scope="session", params=["mono", "stereo"])
+def audiocraft_melody_folder(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, text_encoder: TextEncoder
+) -> Path:
+    """A release of the melody models', in mono and in stereo."""
+    config = MELODY_LM_CONFIG if request.param == "mono" else MELODY_STEREO_LM_CONFIG
+    return write_audiocraft_folder(tmp_path_factory.mktemp("audiocraft-melody"), text_encoder, config)
 
 
 @pytest.fixture(scope="session")
@@ -227,23 +271,35 @@ def transformers_stereo_folder(tmp_path_factory: pytest.TempPathFactory, text_en
     return write_transformers_folder(tmp_path_factory.mktemp("transformers-stereo"), text_encoder, channels=2)
 
 
-def write_transformers_folder(folder: Path, text_encoder: TextEncoder, *, channels: int) -> Path:
+@pytest.fixture(scope="session", params=["mono", "stereo"])
+def transformers_melody_folder(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, text_encoder: TextEncoder
+) -> Path:
+    """A generator folder of transformers' melody class, in mono and in stereo."""
+    channels = 1 if request.param == "mono" else 2
+    folder = tmp_path_factory.mktemp("transformers-melody")
+    return write_transformers_folder(folder, text_encoder, channels=channels, melody=True)
+
+
+def write_transformers_folder(folder: Path, text_encoder: TextEncoder, *, channels: int, melody: bool = False) -> Path:
     t5: Any = text_encoder.encoder
     sizes: dict[str, Any] = {"num_hidden_layers": 3, "ffn_dim": 100, "num_attention_heads": 2, "hidden_size": 36}
     special: dict[str, Any] = dict.fromkeys(("pad_token_id", "bos_token_id", "decoder_start_token_id"), 64)
-    decoder = MusicgenDecoderConfig(
+    decoder = (MusicgenMelodyDecoderConfig if melody else MusicgenDecoderConfig)(
         vocab_size=64, num_codebooks=4 * channels, audio_channels=channels, **sizes, **special
     )
     codec = EncodecConfig(
         target_bandwidths=[1.2], sampling_rate=1200, num_filters=4, hidden_size=16, codebook_size=64, codebook_dim=16,
         upsampling_ratios=[4, 3, 2], use_causal_conv=False, use_conv_shortcut=False,
     )  # fmt: skip
-    config = MusicgenConfig(text_encoder=t5.config.to_dict(), audio_encoder=codec.to_dict(), decoder=decoder.to_dict())
+    parts = {"text_encoder": t5.config.to_dict(), "audio_encoder": codec.to_dict(), "decoder": decoder.to_dict()}
+    config: Any = MusicgenMelodyConfig(**parts, chroma_length=282) if melody else MusicgenConfig(**parts)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        model: Any = MusicgenForConditionalGeneration(config)
+        model: Any = (MusicgenMelodyForConditionalGeneration if melody else MusicgenForConditionalGeneration)(config)
         perturb(model.decoder)
-        for parameter in [*model.decoder.parameters(), model.enc_to_dec_proj.weight]:
+        projections = [model.enc_to_dec_proj.weight, *([model.audio_enc_to_dec_proj.weight] if melody else [])]
+        for parameter in [*model.decoder.parameters(), *projections]:
             if parameter.ndim == 2:  # transformers begins with 0.02: all logits would be small
                 parameter.data.normal_(std=0.2)
         for name, buffer in model.audio_encoder.named_buffers():
@@ -254,6 +310,11 @@ def write_transformers_folder(folder: Path, text_encoder: TextEncoder, *, channe
         setattr(model.generation_config, name, value)
     model.save_pretrained(folder)
     text_encoder.tokenizer.save_pretrained(folder)
+    if melody:
+        perturb(model.audio_enc_to_dec_proj)
+        model.save_pretrained(folder)
+        numbers: dict[str, Any] = {"sampling_rate": 1200, "n_fft": 512, "hop_length": 128}
+        MusicgenMelodyFeatureExtractor(**numbers).save_pretrained(folder)
     return folder
 
 

@@ -226,8 +226,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(
     run = start_run(save_every_steps=2, max_steps=6)
     predict = run.module.lm.predict
 
-    def spoiled(codes: Tensor, text: Any) -> Any:
-        predictions = predict(codes, text)
+    def spoiled(codes: Tensor, text: Any, melody: Any) -> Any:
+        predictions = predict(codes, text, melody)
         is_due = run.module.training and run.trainer.global_step == step - 1
         return predictions._replace(logits=predictions.logits * bad) if is_due else predictions
 
