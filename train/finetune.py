@@ -83,6 +83,8 @@ def main(config: FinetuneConfig) -> None:
         run = RunFolder.create(out, config, info, probe(data))
     if is_main:
         tell(config, info, resume_step)
+        if lm_config.dim == lm_config.text_dim:  # t5-large under small: known before the hours are spent
+            print("its text encoder is as wide as the model: export it with --format audiocraft", file=sys.stderr)
 
     # Train; a new run first tells the loss that it starts from, every run the one that it ends with.
     has_valid = info.valid_tracks > 0

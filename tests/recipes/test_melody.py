@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import T5Config, T5EncoderModel
 
 from musicgen_ft.checkpoint import transformers_format
 from musicgen_ft.checkpoint.base import open_base
 from musicgen_ft.chroma import ChromaSpec
+from musicgen_ft.model.conditioning import TextEncoder
 from musicgen_ft.model.lm import LanguageModel
 from musicgen_ft.shards.index import ShardIndex
 from musicgen_ft.training.run import RunFolder
@@ -156,3 +158,24 @@ def test_a_melody_that_is_no_audio_is_refused(tmp_path: Path, melody_generator: 
     assert result.status == 2
     assert "tune.wav" in result.err
     assert "Give a file that plays" in result.err
+
+
+def test_a_melody_base_is_fine_tuned_in_stereo_with_another_t5(
+    corpus: Path, base: Path, tmp_path: Path, command: Command
+) -> None:
+    t5: Any = T5EncoderModel(T5Config(vocab_size=600, d_model=40, d_kv=8, d_ff=32, num_layers=1, num_heads=2))
+    tokenizer = open_base(str(base)).text_encoder().tokenizer
+    transformers_format.write_text_encoder(tmp_path / "t5", TextEncoder(t5, tokenizer, id="t5"))
+    shards, run, made = tmp_path / "shards", tmp_path / "run", tmp_path / "made"
+
+    steps = [
+        command("prepare", corpus, "--out", shards, "--base", base, "--channels", 2),
+        command("finetune", shards, "--out", run, "--max_steps", 1, "--text_encoder", tmp_path / "t5", *TRAINING),
+        command("export", run, "--out", made),
+    ]
+
+    assert [step.status for step in steps] == [0] * 3, [step.err for step in steps]
+    assert "audiocraft opens it" in steps[-1].out
+    assert "transformers opens it" in steps[-1].out
+    config = open_base(str(made)).lm_config
+    assert (config.channels, config.text_dim, config.conditioning) == (2, 40, "prefix")
