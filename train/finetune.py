@@ -14,20 +14,22 @@ from musicgen_ft.cli import run_recipe
 from musicgen_ft.config import FinetuneConfig
 
 if TYPE_CHECKING:
+    from musicgen_ft.checkpoint.base import Base
+    from musicgen_ft.shards.format import Manifest
+    from musicgen_ft.training.module import FinetuneModule
     from musicgen_ft.training.run import RunInfo
 
 
 def main(config: FinetuneConfig) -> None:
     """Config -> data -> model -> ``Trainer.fit``."""
-    from musicgen_ft import __version__
-    from musicgen_ft.checkpoint.base import build_lm, license_of, open_base, place_of
+    from musicgen_ft.checkpoint.base import build_lm, open_base, place_of
     from musicgen_ft.devices import is_main_process
     from musicgen_ft.shards.format import check_chroma, check_codec
     from musicgen_ft.shards.index import ShardIndex
     from musicgen_ft.shards.remote import local_shards
     from musicgen_ft.training.data import build_data, probe
     from musicgen_ft.training.module import FinetuneModule
-    from musicgen_ft.training.run import RunFolder, RunInfo, check_free, new_wandb_id, places, resumed_config
+    from musicgen_ft.training.run import RunFolder, check_free, places, resumed_config
     from musicgen_ft.training.trainer import build_trainer, place
 
     # What the run is: a new one, or one to take up again. Every mistake shows before weights are read.
@@ -63,21 +65,7 @@ def main(config: FinetuneConfig) -> None:
     # Model.
     lm_config = dataclasses.replace(base.lm_config, dropout=config.dropout, text_padding=text_padding)
     module = FinetuneModule(build_lm(lm_config, base.lm_state(), where=base.name), base.text_encoder(), config)
-    info = RunInfo(
-        base=base.place,
-        license=license_of(base),
-        shards=shards,
-        codec_sha256=manifest.codec.sha256,
-        text_padding=text_padding,
-        channels=manifest.codec.channels,
-        text_encoder=text_encoder,
-        train_tracks=manifest.num_tracks["train"],
-        train_hours=manifest.duration_s["train"] / 3600,
-        valid_tracks=manifest.num_tracks["valid"],
-        num_parameters=sum(parameter.numel() for parameter in module.lm.parameters()),
-        wandb_id=new_wandb_id(),
-        toolkit_version=__version__,
-    )
+    info = describe(manifest, base, module, shards=shards, text_encoder=text_encoder, text_padding=text_padding)
     run = RunFolder(out)
     if resume_step is None and is_main:
         run = RunFolder.create(out, config, info, probe(data))
@@ -100,6 +88,37 @@ def main(config: FinetuneConfig) -> None:
     if is_main:
         valid = f", validation loss {module.latest['valid/ce']:.3f}" if has_valid else ""
         print(f"run: {out}, {trainer.global_step} steps, loss {module.latest['train/ce']:.3f}{valid}")
+
+
+def describe(
+    manifest: "Manifest",
+    base: "Base",
+    module: "FinetuneModule",
+    *,
+    shards: str,
+    text_encoder: str | None,
+    text_padding: str,
+) -> "RunInfo":
+    """Where the run comes from, for its folder and its model card."""
+    from musicgen_ft import __version__
+    from musicgen_ft.checkpoint.base import license_of
+    from musicgen_ft.training.run import RunInfo, new_wandb_id
+
+    return RunInfo(
+        base=base.place,
+        license=license_of(base),
+        shards=shards,
+        codec_sha256=manifest.codec.sha256,
+        text_padding=text_padding,
+        channels=manifest.codec.channels,
+        text_encoder=text_encoder,
+        train_tracks=manifest.num_tracks["train"],
+        train_hours=manifest.duration_s["train"] / 3600,
+        valid_tracks=manifest.num_tracks["valid"],
+        num_parameters=sum(parameter.numel() for parameter in module.lm.parameters()),
+        wandb_id=new_wandb_id(),
+        toolkit_version=__version__,
+    )
 
 
 def tell(config: FinetuneConfig, info: "RunInfo", resume_step: int | None) -> None:
