@@ -3,84 +3,68 @@
     musicgen-ft prepare corpus --out shards
     musicgen-ft prepare corpus --out shards --base facebook/musicgen-small
     python data/prepare.py corpus --out shards --config small
+    torchrun --nproc-per-node 8 data/prepare.py corpus --out shards
 
 Labels: a .txt or .json beside each file, one metadata.csv or .jsonl, embedded tags, or the folder's name as genre.
-Stopped half-way, the same command goes on where it was.
+Stopped half-way, the same command goes on where it was; on a corpus that grew, it encodes what is new. Several of them
+at once, on machines that share the folders, work together.
 """
 
+from typing import TYPE_CHECKING
+
 from musicgen_ft.cli import run_recipe
-from musicgen_ft.config import PrepareConfig, to_plain
+from musicgen_ft.config import PrepareConfig
 from musicgen_ft.terminal import progress_bar
+
+if TYPE_CHECKING:
+    from musicgen_ft.shards.format import Manifest
 
 
 def main(config: PrepareConfig) -> None:
-    """Scans, encodes, and writes the manifest that completes the folder."""
-    from musicgen_ft import __version__
+    """Scan, survey, plan, build, complete."""
     from musicgen_ft.checkpoint.base import open_base
     from musicgen_ft.corpus.scan import scan_corpus
-    from musicgen_ft.devices import resolve_device
-    from musicgen_ft.errors import UserError
-    from musicgen_ft.shards.encode import encode_corpus
-    from musicgen_ft.shards.format import Manifest, write_manifest
-    from musicgen_ft.shards.writer import ShardWriter, refuse_foreign_files
+    from musicgen_ft.shards import job
+    from musicgen_ft.shards.build import default_workers
+    from musicgen_ft.shards.work import WorkFolder, refuse_foreign_files
+    from musicgen_ft.workers.encoder import build_encoder
+    from musicgen_ft.workers.ray_engine import RayEngine
 
-    # What there is: every mistake in the corpus shows before the first second is encoded.
+    # What there is: every mistake in the corpus shows before the first second is decoded.
     refuse_foreign_files(config.out)
-    device = resolve_device(config.device)
-    records = scan_corpus(config.corpus, valid_fraction=config.valid_fraction)
+    records = scan_corpus(config.corpus, read_tags=False)
+    base = open_base(config.base, channels=config.channels)
+    encoder = build_encoder(config, base)
+    job.refuse_other_settings(config.out, job.settings_of(config, encoder))
+    engine = RayEngine() if config.engine == "ray" else None
+    work = WorkFolder(config.out, lease_s=config.lease_s)
+
+    # Survey: what is in each file. Then what becomes of it, and which shard it goes into.
+    with progress_bar(total=len(records), desc="survey", unit="file") as bar:
+        surveys = job.survey_step(config, records, work, progress=lambda done: bar.update(done - bar.n), engine=engine)
+    plan = job.plan_step(config, records, surveys, work, encoder)
 
     # Encode.
-    base = open_base(config.base, channels=config.channels)
-    codec = base.codec().to(device)
-    # What else decides the codes: a folder begun with another answer is refused.
-    decides = {
-        "channels": codec.spec.channels,
-        "corpus": str(config.corpus.resolve()),
-        "window_s": config.window_s,
-        "valid": config.valid_fraction,
-    }
-    with (
-        ShardWriter(
-            config.out,
-            codec.spec,
-            chroma=base.lm_config.chroma,
-            fingerprint=str(decides),
-            max_shard_bytes=config.shard_mib * 2**20,
-        ) as writer,
-        progress_bar(total=len(records), desc="prepare", unit="track") as bar,
-    ):
-        seconds = 0.0
+    paths = {record.relative_path: record.path for record in records}
+    with progress_bar(total=(total := work.num_planned()), desc="encode", unit="track") as bar:
+        if engine is not None:
+            engine.build(plan.new, config, paths, lambda: bar.update(total - work.num_planned() - bar.n))
+        else:
+            workers = config.workers or default_workers(encoder.codec, window_s=config.window_s, cores=job.num_cores())
+            job.build_step(config, paths, plan, work, encoder, workers=workers, progress=lambda _: bar.update())
+    tell(config, job.complete_step(config, base.place, encoder, plan, work), num_files=len(records))
 
-        def progress(duration_s: float) -> None:
-            nonlocal seconds
-            seconds += duration_s
-            bar.update()
-            bar.set_postfix_str(f"{seconds / 3600:.2f} h of audio")
 
-        rejected = encode_corpus(
-            records, codec, writer, window_s=config.window_s, min_duration_s=config.min_duration_s, progress=progress
-        )
-    if len(rejected) == len(records):
-        config.out.rmdir()  # no shard was begun
-        raise UserError(f"{config.corpus}: none of its {len(records)} audio files can be used, see the lines above.")
-
-    # Complete.
-    manifest = Manifest(
-        codec=codec.spec,
-        base=base.place,
-        shards=writer.shards,
-        config=to_plain(config),
-        toolkit_version=__version__,
-        rejected=tuple(rejected),
-        chroma=writer.chroma,
-    )
-    write_manifest(config.out, manifest)
+def tell(config: PrepareConfig, manifest: "Manifest", *, num_files: int) -> None:
+    """What there is now, and what was left out."""
     for split in ("train", "valid"):
         print(f"{split}: {manifest.num_tracks[split]} tracks, {manifest.duration_s[split] / 60:.1f} minutes")
-    if rejected:
-        print(f"left out: {len(rejected)} of {len(records)} files:")
-        for file in rejected:
+    if manifest.rejected:
+        print(f"left out: {len(manifest.rejected)} of {num_files} files:")
+        for file in manifest.rejected[:20]:
             print(f"  {file.relative_path}: {file.reason}")
+        if len(manifest.rejected) > 20:
+            print(f"  ... and {len(manifest.rejected) - 20} more, see: musicgen-ft inspect {config.out}")
     print(f"shards: {config.out}")
 
 

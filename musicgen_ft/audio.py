@@ -77,22 +77,25 @@ def probe(path: Path) -> AudioInfo:
 
 
 class AudioReader:
-    """Reads one audio file as float32 blocks of a given rate and number of channels.
+    """Reads one audio file as float32 blocks of a given rate and number of channels, or of its own.
 
     Mono is the mean of all channels, as in audiocraft (FFmpeg's own down-mix is 3 dB louder). Stereo is the first two
     channels of the source, or its only one twice. Resampled by soxr HQ. The attributes are final once ``blocks`` is
     exhausted.
 
     Attributes:
-        num_samples: samples given out, per channel, at ``sample_rate``.
+        source_sample_rate: samples per second of the file.
+        source_channels: channels of the file.
+        num_samples: samples given out, per channel.
         expected_s: duration by the header; None where the header does not know it.
         num_bad_packets: damaged packets that were skipped.
         is_truncated: true if the file ends before its container says it does.
     """
 
-    def __init__(self, path: Path, *, sample_rate: int, channels: int, block_s: float = 10.0) -> None:
-        if channels not in (1, 2):
-            raise ValueError(f"channels is {channels}, expected 1 (mono) or 2 (stereo)")
+    def __init__(self, path: Path, *, sample_rate: int | None, channels: int | None, block_s: float = 10.0) -> None:
+        """Opens nothing yet; None is the file's own sample rate, or all of its channels."""
+        if channels not in (None, 1, 2):
+            raise ValueError(f"channels is {channels}, expected 1 (mono) or 2 (stereo), or None for the file's own")
         self.path = path
         self.sample_rate = sample_rate
         self.channels = channels
@@ -111,14 +114,17 @@ class AudioReader:
         first = next(frames, None)
         if first is None or first.sample_rate <= 0:
             raise AudioError(f"{self.path}: {'no samples' if first is None else 'its sample rate is 0'}")
-        mixed = self._mix(itertools.chain([first], frames), rate=first.sample_rate)
-        resampled = self._resample(_regroup(mixed, first.sample_rate), rate=first.sample_rate)
-        for block in _regroup(resampled, max(1, round(self.block_s * self.sample_rate))):
+        self.source_sample_rate = rate = first.sample_rate
+        self.source_channels = len(first.layout.channels)
+        mixed = self._mix(itertools.chain([first], frames), rate=rate)
+        resampled = self._resample(_regroup(mixed, rate), rate=rate)
+        for block in _regroup(resampled, max(1, round(self.block_s * (self.sample_rate or rate)))):
             self.num_samples += block.shape[1]
             yield block
-        self._judge(first.sample_rate)
+        self._judge(rate)
 
     def _reset(self) -> None:
+        self.source_sample_rate = self.source_channels = 0
         self.num_samples = 0
         self.expected_s: float | None = None
         self.num_bad_packets = 0
@@ -151,15 +157,22 @@ class AudioReader:
             if not np.isfinite(samples).all():
                 raise AudioError(f"{self.path}: it holds samples that are NaN or infinite")
             self._num_source_samples += samples.shape[1]
-            if self.channels == 1:
+            if self.channels is None:
+                if len(samples) != self.source_channels:
+                    raise AudioError(
+                        f"{self.path}: its channels change from {self.source_channels} to {len(samples)} on the way"
+                    )
+                yield samples
+            elif self.channels == 1:
                 yield samples.mean(axis=0, keepdims=True)
             else:
                 yield samples[:2] if len(samples) > 1 else samples.repeat(2, axis=0)
 
     def _resample(self, chunks: Iterable[Samples], *, rate: int) -> Iterator[Samples]:
-        if rate == self.sample_rate:
+        if self.sample_rate in (None, rate):
             yield from chunks
             return
+        assert self.channels is not None, "resampling wants a number of channels"
         stream = soxr.ResampleStream(rate, self.sample_rate, self.channels, dtype="float32", quality="HQ")
         for chunk in chunks:
             yield stream.resample_chunk(np.ascontiguousarray(chunk.T)).T

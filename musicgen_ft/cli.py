@@ -27,6 +27,7 @@ from musicgen_ft.errors import UserError
 COMMANDS = {
     "synthesize": ("data/synthesize.py", "make a small labelled corpus by rule"),
     "prepare": ("data/prepare.py", "encode a labelled corpus into shards"),
+    "inspect": ("data/inspect_corpus.py", "what is in a corpus or in shards: hours, labels, quality"),
     "finetune": ("train/finetune.py", "fine-tune a MusicGen on shards"),
     "export": ("train/export.py", "make a generator folder of a run"),
     "sample": ("train/sample.py", "play prompts into WAV files"),
@@ -67,7 +68,7 @@ def run_recipe(config_class: type[Config], recipe: Callable[[Config], None]) -> 
     Exit status: 0 when the work is done; 2 for a mistake of the user's, with one line on stderr; 130 for Ctrl-C. A
     fault of ours escapes with its traceback and status 1.
     """
-    command = Path(sys.argv[0]).stem
+    command = command_of(Path(sys.argv[0]))
     _configure_logging()
     try:
         recipe(parse(config_class, command, sys.argv[1:]))
@@ -85,6 +86,18 @@ def run_recipe(config_class: type[Config], recipe: Callable[[Config], None]) -> 
             raise
         print(f"\nmusicgen-ft {command}: stopped by the user", file=sys.stderr)
         sys.exit(130)
+
+
+def read_config(config_class: type[Config], command: str, name: str | None, **values: object) -> Config:
+    """The config of another recipe: its defaults, those of a YAML if one is named, and ``values``."""
+    words = [] if name is None else ["--config", name]
+    return parse(config_class, command, [*words, *(f"--{key}={value}" for key, value in values.items())])
+
+
+def command_of(recipe: Path) -> str:
+    """``inspect`` of data/inspect_corpus.py, which must not be named like Python's own module ``inspect``."""
+    names = {Path(file).stem: command for command, (file, _) in COMMANDS.items()}
+    return names.get(recipe.stem, recipe.stem)
 
 
 def parse(config_class: type[Config], command: str, arguments: Sequence[str]) -> Config:

@@ -4,9 +4,11 @@ B batch, C channels, L samples, K codebooks, T frames.
 """
 
 import hashlib
+import threading
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,6 +42,25 @@ class CodecSpec:
         return self.sample_rate // self.frame_rate
 
 
+class Window(NamedTuple):
+    """A stretch of a track with what comes before and after it, and the codes of all of it."""
+
+    samples: np.ndarray
+    """float32 [C, L]."""
+    codes: Tensor
+    """int64 [K, T]."""
+    kept: slice
+    """Which of the samples count."""
+    hop_length: int
+    """Samples per frame."""
+
+    @property
+    def kept_codes(self) -> np.ndarray:
+        """uint16 [K, T'], the codes that count."""
+        stop = None if self.kept.stop is None else self.kept.stop // self.hop_length
+        return self.codes[:, self.kept.start // self.hop_length : stop].cpu().numpy().astype(np.uint16)
+
+
 class Codec:
     """transformers' ``EncodecModel``, frozen, in fp32: in bf16 most codes change (spec 7.2).
 
@@ -67,6 +88,7 @@ class Codec:
         if config.normalize or config.chunk_length_s is not None or config.use_causal_conv:
             raise UserError(f"codec {id} is causal, normalises or chunks its input: MusicGen's EnCodec does not.")
         self.model = model.eval().requires_grad_(False).float()
+        self._turn: AbstractContextManager[object] = nullcontext()
         self.spec = CodecSpec(
             id=id,
             sha256=state_sha256(model.state_dict()),
@@ -85,15 +107,17 @@ class Codec:
         return device
 
     def to(self, device: torch.device | str) -> "Codec":
-        """Moves the codec; returns itself."""
+        """Moves the codec; returns itself. On a GPU one thread at a time uses it: memory is that of one batch."""
         self.model.to(device)
+        self._turn = nullcontext() if torch.device(device).type == "cpu" else threading.Lock()
         return self
 
     @torch.no_grad()
     def encode(self, waveform: Tensor) -> Tensor:
         """Codes int64 [B, K, T] of a waveform float [B, C, L], T = ceil(L / hop_length)."""
         mono = waveform.to(self.device, torch.float32).flatten(0, 1)[:, None]  # [B, C, L] -> [B * C, 1, L]
-        codes: Tensor = self.model.encode(mono, bandwidth=self._bandwidth).audio_codes[0]
+        with self._turn:
+            codes: Tensor = self.model.encode(mono, bandwidth=self._bandwidth).audio_codes[0]
         # [B * C, K / C, T] -> [B, C, K / C, T] -> [B, K / C, C, T] -> [B, K, T]
         B, C, T = waveform.shape[0], self.spec.channels, codes.shape[-1]
         return codes.view(B, C, -1, T).transpose(1, 2).reshape(B, -1, T)
@@ -103,13 +127,22 @@ class Codec:
         """Waveform float [B, C, L] of codes int64 [B, K, T], L = T * hop_length."""
         B, C, T = codes.shape[0], self.spec.channels, codes.shape[2]
         mono = codes.to(self.device).view(B, -1, C, T).transpose(1, 2).reshape(B * C, -1, T)
-        waveform: Tensor = self.model.decode(mono[None], [None]).audio_values  # [B * C, 1, L]
+        with self._turn:
+            waveform: Tensor = self.model.decode(mono[None], [None]).audio_values  # [B * C, 1, L]
         return waveform.view(B, C, -1)
 
     def encode_track(
-        self, blocks: Iterable[np.ndarray], *, window_s: float = 30.0, context_s: float = 2.0
+        self, blocks: Iterable[np.ndarray], *, window_s: float = 30.0, context_s: float = 2.0, windows_at_once: int = 1
     ) -> np.ndarray:
-        """Codes uint16 [K, T] of a whole track, window by window, so that memory does not grow with its length.
+        """Codes uint16 [K, T] of a whole track, see ``encode_windows``."""
+        windows = self.encode_windows(blocks, window_s=window_s, context_s=context_s, windows_at_once=windows_at_once)
+        parts = [window.kept_codes for window in windows]
+        return np.concatenate(parts, axis=1) if parts else np.zeros((self.spec.n_q, 0), dtype=np.uint16)
+
+    def encode_windows(
+        self, blocks: Iterable[np.ndarray], *, window_s: float = 30.0, context_s: float = 2.0, windows_at_once: int = 1
+    ) -> "Iterator[Window]":
+        """Encodes a track window by window, so that memory does not grow with its length.
 
         The encoder looks about 4 frames ahead, and its LSTM remembers what came before. So each window carries
         ``context_s`` of audio on both sides, whose codes are thrown away. A track no longer than one window gives
@@ -119,15 +152,24 @@ class Codec:
             blocks: float32 [C, L] pieces of the track, of any lengths, at the codec's rate and channels.
             window_s: seconds of codes kept from each window.
             context_s: seconds of audio around them.
+            windows_at_once: windows of one batch; only a track's own, so that its codes do not depend on the others.
         """
         frame_rate, hop = self.spec.frame_rate, self.spec.hop_length
         keep, context = round(window_s * frame_rate) * hop, round(context_s * frame_rate) * hop
-        parts = []
-        for window, kept in _windows(blocks, keep=keep, context=context):
-            codes = self.encode(torch.from_numpy(window)[None])[0]  # [K, T]
-            frames = slice(kept.start // hop, None if kept.stop is None else kept.stop // hop)
-            parts.append(codes[:, frames].cpu().numpy().astype(np.uint16))
-        return np.concatenate(parts, axis=1) if parts else np.zeros((self.spec.n_q, 0), dtype=np.uint16)
+        waiting: list[tuple[np.ndarray, slice]] = []
+
+        def encoded() -> Iterator[Window]:
+            if waiting:
+                codes = self.encode(torch.from_numpy(np.stack([samples for samples, _ in waiting])))  # [B, K, T]
+                for (samples, kept), of_window in zip(waiting, codes, strict=True):
+                    yield Window(samples, of_window, kept, hop)
+                waiting.clear()
+
+        for window in _windows(blocks, keep=keep, context=context):
+            if waiting and (len(waiting) == windows_at_once or waiting[0][0].shape != window[0].shape):
+                yield from encoded()
+            waiting.append(window)
+        yield from encoded()
 
     @property
     def _bandwidth(self) -> float:

@@ -41,28 +41,101 @@ class PrepareConfig:
     POSITIONAL: ClassVar[tuple[str, ...]] = ("corpus",)
 
     corpus: Path
-    """Folder of audio with labels beside it: .txt, .json, metadata.csv or .jsonl, embedded tags, folder names."""
+    """Folder of audio with labels: .txt, .json, metadata.csv or .jsonl, tags, folder names; or audiocraft's manifest."""
     out: Path
-    """Folder of shards to make."""
+    """Folder of shards to make, to go on with, or to bring up to date."""
     base: str = "nano"
     """Whose EnCodec encodes: nano, a hub id (facebook/musicgen-small), or a folder."""
     channels: Literal[1, 2] | None = None
     """2 encodes left and right, for a stereo model: of a stereo base, or one that finetune makes of a mono base."""
     valid_fraction: float = 0.1
-    """Share of the tracks held out for validation; at least one track of two or more."""
+    """Share of the groups held out for validation; at least one of two or more."""
+    split_by: str = "auto"
+    """What stays on one side: track, album, artist, folder, any column; auto: album where there are five, else track."""
+    duplicates: Literal["drop", "keep"] = "drop"
+    """drop: of several tracks of one recording, in whatever format, the best is kept; keep: all, on one side."""
+    auto_labels: bool = True
+    """Hear tempo and key where the labels have none."""
+
     min_duration_s: float = 1.0
-    """Shorter tracks are left out and reported."""
+    """Shorter tracks are left out."""
+    trim_silence: bool = True
+    """Cut whole seconds of silence off both ends."""
+    trim_fades: bool = False
+    """Cut off the second half of fade-outs, which teach the model to end in silence."""
+    max_silent_share: float = 0.5
+    """Tracks with more silence are left out."""
+    min_loudness_lufs: float = -50.0
+    """Quieter tracks are left out."""
+    max_clipped_share: float = 1.0
+    """Tracks with a larger share of clipped samples are left out; square waves look clipped, so all stay by default."""
+    max_dc_offset: float = 0.1
+    """Tracks with a larger DC offset (full scale is 1) are left out."""
+    min_bandwidth_khz: float = 0.0
+    """Tracks of a narrower true bandwidth are left out; an MP3 of 128 kb/s has about 16."""
+    min_codec_snr_db: float | None = None
+    """Tracks that the codec carries worse are left out: what EnCodec loses, the model cannot learn."""
+    codec_check_s: float = 30.0
+    """Seconds of each track decoded again, to measure that; 0 measures nothing."""
+
+    vocals: Literal["keep", "remove"] = "keep"
+    """remove: encode what demucs leaves without them; the released models know no singing."""
+    melody: Literal["mix", "stems"] = "mix"
+    """For a melody base: take the melody of everything, or of what demucs leaves without drums and bass."""
+    stems_model: str = "htdemucs"
+    """Which demucs: a name, or a file."""
     window_s: float = 30.0
     """Seconds encoded at a time: more is faster and takes more memory."""
-    shard_mib: int = 256
-    """Size at which a shard is full, in MiB."""
+    shard_mib: int = 64
+    """Size at which a shard is full, in MiB; one is 44 hours of mono at 32 kHz."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    workers: int | None = None
+    """Tracks at once on this machine; none means one for each core, as far as the memory goes."""
+    engine: Literal["local", "ray"] = "local"
+    """ray: on all machines of a Ray cluster (ray.init finds it), or of one that is begun here."""
+    lease_s: float = 60.0
+    """A worker on another machine that gave no sign for so long is taken for dead, and its shards are made by others."""
 
     def __post_init__(self) -> None:
-        _positive(self, "window_s", "shard_mib")
-        _not_negative(self, "min_duration_s")
-        _probability(self, "valid_fraction")
+        _positive(self, "window_s", "shard_mib", "lease_s")
+        _not_negative(self, "min_duration_s", "max_dc_offset", "min_bandwidth_khz", "codec_check_s")
+        _probability(self, "valid_fraction", "max_silent_share", "max_clipped_share")
+        if self.valid_fraction == 1:
+            raise ValueError("valid_fraction: found 1, expected less: nothing would be left to train on.")
+        if not self.split_by.strip():
+            raise ValueError("split_by: found nothing, expected auto, track, album, artist, folder or a column.")
+        if self.workers is not None:
+            _positive(self, "workers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """What is in a corpus or in shards: hours, labels, quality, duplicates, what would be left out and why."""
+
+    POSITIONAL: ClassVar[tuple[str, ...]] = ("place",)
+
+    place: Path
+    """Folder of labelled audio, or of shards."""
+    out: Path | None = None
+    """HTML page to write; none means NAME.html in the working directory."""
+    captions: int = 0
+    """Print so many captions of each of a few tracks, exactly as training draws them."""
+    finetune_config: str | None = None
+    """Whose caption settings: a name in configs/finetune, or a file; none means the defaults."""
+    prepare_config: str | None = None
+    """Whose rules, for a corpus: a name in configs/prepare, or a file; none means the defaults."""
+    players: int = 12
+    """Tracks to listen to on the page, at most; 0 means none."""
+    workers: int | None = None
+    """Files measured at once; none means one for each core."""
+    seed: int = 0
+    """Of the captions."""
+
+    def __post_init__(self) -> None:
+        _not_negative(self, "captions", "players", "seed")
+        if self.workers is not None:
+            _positive(self, "workers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,14 +196,23 @@ class FinetuneConfig:
     """For a melody base: share of the samples that lose their melody but keep their text."""
     text_padding: Literal["audiocraft", "transformers"] | None = None
     """What cross-attention does with padded text; none means as the base's format has it."""
-    caption_source: Literal["auto", "description", "fields"] = "auto"
-    """description: as it is; fields: composed of genre, moods and so on; auto: the description where there is one."""
+    caption_source: Literal["auto", "description", "fields", "template"] = "auto"
+    """description: as it is; fields: composed of genre, moods and so on; auto: the description where there is one,
+    else composed; template: by caption_template."""
+    caption_template: str = ""
+    """As "a {genre} track[ with {instrument}], {bpm} bpm": clauses and [parts] without their fields are left out."""
+    trigger: str = ""
+    """Text before every caption: the name by which prompts will call the style."""
     merge_text_p: float = 0.0
     """Share of the captions that the fields are merged into, as audiocraft does; 0 for a small corpus."""
     drop_desc_p: float = 0.0
     """In merged captions, share that loses its description."""
     field_keep_p: float = 0.5
     """In merged captions, probability that a field is kept."""
+    field_dropout: float = 0.0
+    """Share of the fields that are left out of composed captions and templates; one always stays."""
+    shuffle_fields: bool = False
+    """Fields of composed captions, and the words of moods and keywords in all captions, in any order."""
     word_dropout: float = 0.0
     """Share of the words that are left out."""
 
@@ -163,7 +245,7 @@ class FinetuneConfig:
         _positive(self, "valid_every_steps", "valid_max_clips", "save_every_steps", "log_every_steps")
         _not_negative(self, "warmup_steps", "weight_decay", "num_workers", "seed")
         _probability(self, "dropout", "ema_decay", "cfg_dropout", "lr_min_ratio", "word_dropout", "beta1", "beta2")
-        _probability(self, "merge_text_p", "drop_desc_p", "field_keep_p", "melody_dropout")
+        _probability(self, "merge_text_p", "drop_desc_p", "field_keep_p", "field_dropout", "melody_dropout")
         for name in ("devices", "micro_batch_size"):
             if getattr(self, name) is not None:
                 _positive(self, name)

@@ -26,6 +26,15 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def local_device(name: str) -> torch.device:
+    """As ``resolve_device``; of several GPUs, auto takes the one that is this process's under torchrun or SLURM."""
+    device = resolve_device(name)
+    if name == "auto" and device.type == "cuda":
+        number = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
+        return torch.device("cuda", number % torch.cuda.device_count())
+    return device
+
+
 def is_main_process() -> bool:
     """Whether this is rank zero of the run, or will be once the process group has started.
 

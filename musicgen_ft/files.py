@@ -79,6 +79,13 @@ def refuse_file(folder: Path) -> None:
             raise UserError(f"{path} is a file, expected a folder to write into. Choose another --out.")
 
 
+def refuse_folder(path: Path) -> None:
+    """Raises UserError if ``path``, which is to be written as a file, is a folder, or lies under a file."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, expected the name of a file to write. Choose another --out.")
+    refuse_file(path.parent)
+
+
 def sha256(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with path.open("rb") as file:

@@ -16,9 +16,14 @@ import torch
 
 from musicgen_ft.checkpoint.base import open_base
 from musicgen_ft.checkpoint.nano import write_nano
-from musicgen_ft.codec import Codec
+from musicgen_ft.chroma import ChromaSpec
+from musicgen_ft.codec import Codec, CodecSpec
+from musicgen_ft.corpus.quality import Quality
 from musicgen_ft.model.conditioning import TextEncoder, TextStates
 from musicgen_ft.model.lm import LanguageModel, LMConfig
+from musicgen_ft.shards.format import Manifest, Split, write_manifest
+from musicgen_ft.shards.track import Track
+from musicgen_ft.shards.writer import write_shard
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -98,3 +103,55 @@ def make_text() -> Callable[..., TextStates]:
         return TextStates(states, torch.arange(N) < torch.tensor(lengths)[:, None])
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_quality() -> Callable[..., Quality]:
+    """A function that makes the figures of a track that nothing is wrong with; it takes changes."""
+
+    def make(**changes: Any) -> Quality:
+        good: dict[str, Any] = {
+            "source_sample_rate": 44100, "source_channels": 2, "duration_s": 97.5, "loudness_lufs": -14.0,
+            "peak_db": -0.5, "silent_share": 0.0, "head_silence_s": 0.0, "tail_silence_s": 0.0, "fade_out_s": 0.0,
+            "clipped_share": 0.0, "dc_offset": 0.0, "bandwidth_khz": 19.0, "stereo_width": 0.5,
+        }  # fmt: skip
+        return Quality(**{**good, **changes})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def write_folder() -> Callable[..., Path]:
+    """A function that writes a complete shards folder of tracks, and returns it."""
+
+    def write(
+        folder: Path,
+        codec: CodecSpec,
+        tracks: dict[Split, list[Track]],
+        *,
+        chroma: ChromaSpec | None = None,
+        max_samples: int = 4,
+        base: str = "nano",
+    ) -> Path:
+        shards = [
+            write_shard(
+                folder,
+                f"{split}-{start // max_samples:06d}.tar",
+                of_split[start : start + max_samples],
+                split=split,
+                codec=codec,
+                chroma=chroma,
+            ).shard
+            for split, of_split in tracks.items()
+            for start in range(0, len(of_split), max_samples)
+        ]
+        config = {"codec": {"window_s": 30}}
+        write_manifest(
+            folder,
+            Manifest(
+                codec=codec, base=base, shards=tuple(shards), config=config, toolkit_version="0.1.0", chroma=chroma
+            ),
+        )
+        return folder
+
+    return write

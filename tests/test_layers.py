@@ -16,10 +16,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"errors", "files", "config", "cli", "terminal"},
-    {"audio", "containers", "corpus", "chroma", "codec", "weights", "devices", "synthesis"},
+    {"audio", "containers", "corpus", "chroma", "codec", "weights", "devices", "leases", "stems", "synthesis"},
     {"shards", "model"},
     {"checkpoint", "training", "generation"},
-    {"peers"},
+    {"peers", "report", "workers"},
 )
 LAYER = {unit: number for number, units in enumerate(LAYERS) for unit in units}
 NO_TORCH = ("cli", "config", "terminal", "files", "errors")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 def main(config: FinetuneConfig) -> None:
     """Config -> data -> model -> ``Trainer.fit``."""
     from musicgen_ft.checkpoint.base import build_lm, open_base, place_of
+    from musicgen_ft.corpus.captions import caption_policy
     from musicgen_ft.devices import is_main_process
     from musicgen_ft.shards.format import check_chroma, check_codec
     from musicgen_ft.shards.index import ShardIndex
@@ -47,6 +48,7 @@ def main(config: FinetuneConfig) -> None:
             print(f"run: {out}, all its {config.max_steps} steps are made")
         return
     placement = place(config)
+    caption_policy(config)  # refuses a template that it cannot read
 
     # Data and base, which must agree.
     index = ShardIndex.open(local_shards(shards))

@@ -11,11 +11,15 @@ from torch.utils.data import Dataset
 
 from musicgen_ft.chroma import DROPPED, crop_chroma
 from musicgen_ft.corpus.labels import Labels
+from musicgen_ft.corpus.quality import SECOND_FIGURES, SILENCE_DB
 from musicgen_ft.shards.batch import Crop
 from musicgen_ft.shards.index import SplitIndex
 from musicgen_ft.shards.order import EpochOrder, sample_rng, step_rng, track_of, track_slots
 
 CfgDropoutScope = Literal["sample", "step"]
+
+MAX_SILENT_SHARE = 0.5
+"""A crop with more silent seconds is never served where its track has another."""
 
 
 class CaptionPolicy(Protocol):
@@ -84,6 +88,7 @@ class CropDataset(Dataset[Crop]):
         rng = sample_rng(self._seed, position)
         # Each draw is made whether it is used or not: crops and texts stay the same when the dropout changes.
         start = int(rng.integers(max(1, int(self._tracks.num_frames[track]) - self._segment_frames + 1)))
+        start = _sounding_start(self._tracks, track, start, segment_frames=self._segment_frames, draw=rng.random())
         drop_all = rng.random()
         description = self._captions.describe(self._tracks.meta(track).labels, rng)
         drop_melody = rng.random()
@@ -132,15 +137,51 @@ class ValidDataset(Dataset[Crop]):
     def __getitem__(self, number: int) -> Crop:
         slot = int(self._chosen[number])
         track = track_of(self._slots, slot)
+        start = (slot - int(self._slots[track])) * self._segment_frames
         return _crop(
             self._tracks,
             track,
-            (slot - int(self._slots[track])) * self._segment_frames,
+            _sounding_start(self._tracks, track, start, segment_frames=self._segment_frames),
             segment_frames=self._segment_frames,
             card=self._card,
             description=self._captions.plain(self._tracks.meta(track).labels),
             position=number,
         )
+
+
+def _sounding_start(
+    tracks: SplitIndex, track: int, start: int, *, segment_frames: int, draw: float | None = None
+) -> int:
+    """Where a crop begins that is not mostly silent.
+
+    Args:
+        tracks: whose seconds tell their level; where nobody measured, every start is as good.
+        track: number of the track.
+        start: frame that is wanted, and taken unless the crop there would be mostly silent.
+        segment_frames: frames of the crop.
+        draw: in [0, 1), chooses among the seconds at which a crop may begin; None takes the nearest.
+
+    Returns:
+        A frame; of a track that is silent all over, that of its least silent crop.
+    """
+    last = int(tracks.num_frames[track]) - segment_frames
+    if not tracks.has_seconds or last <= 0:
+        return start
+    level_db = tracks.seconds(track)[SECOND_FIGURES.index("level_db")]
+    silent = np.concatenate([[0], np.cumsum(level_db < SILENCE_DB)])  # [S + 1]
+    starts = np.append(np.arange(0, last, tracks.frame_rate), last)
+    candidates = np.append(starts, start)
+    firsts = candidates // tracks.frame_rate
+    lasts = np.minimum(-(-(candidates + segment_frames) // tracks.frame_rate), len(level_db))
+    share = (silent[lasts] - silent[np.minimum(firsts, lasts)]) / np.maximum(1, lasts - firsts)
+    if share[-1] <= MAX_SILENT_SHARE:
+        return start
+    allowed = starts[share[:-1] <= MAX_SILENT_SHARE]
+    if len(allowed) == 0:
+        return int(candidates[np.argmin(share)])
+    if draw is None:
+        return int(allowed[np.argmin(np.abs(allowed - start))])
+    return int(allowed[int(draw * len(allowed))])
 
 
 def _crop(

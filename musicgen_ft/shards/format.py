@@ -2,8 +2,9 @@
 
 A folder holds ``train-000000.tar``, ..., ``valid-000000.tar``, a sidecar ``train-000000.index.json`` beside each, and
 ``manifest.json``, which is written last: a folder is complete only when its manifest is there. The tars are in
-WebDataset's format, two members per track: ``{key}.codes.npy`` and ``{key}.json``; shards for a melody base have a
-third, ``{key}.chroma.npy``.
+WebDataset's format, three members per track: ``{key}.codes.npy``, ``{key}.json`` and ``{key}.seconds.npy``; shards for
+a melody base have a fourth, ``{key}.chroma.npy``. ``tracks.jsonl`` tells of every file of the corpus what was found in
+it and what became of it, and ``README.md`` is the dataset's card. What is half done lies in ``.work``.
 
 K codebooks, T frames.
 """
@@ -23,8 +24,11 @@ Split = Literal["train", "valid"]
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 FORMAT = "musicgen-ft shards"
-VERSION = 1
+VERSION = 2
 MANIFEST_NAME = "manifest.json"
+TRACKS_NAME = "tracks.jsonl"
+CARD_NAME = "README.md"
+WORK_NAME = ".work"
 PREPARE_COMMAND = "musicgen-ft prepare CORPUS --out SHARDS --base BASE"
 
 _SHARD_NAME = re.compile(r"(train|valid)-\d{6}\.tar")
@@ -120,8 +124,8 @@ class Manifest:
         """
         values = check_header(values, FORMAT, where)
         values["codec"] = strict(CodecSpec, values.get("codec"), where)
-        values["shards"] = tuple(strict(ShardInfo, shard, where) for shard in _list(values.get("shards"), where))
-        values["rejected"] = tuple(strict(Rejected, file, where) for file in _list(values.get("rejected"), where))
+        values["shards"] = tuple(strict(ShardInfo, shard, where) for shard in as_list(values.get("shards"), where))
+        values["rejected"] = tuple(strict(Rejected, file, where) for file in as_list(values.get("rejected"), where))
         if "chroma" in values:
             values["chroma"] = strict(ChromaSpec, values["chroma"], where)
         return strict(cls, values, where)
@@ -142,11 +146,16 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(f"{folder} is not a folder, expected a shards folder. Make one: {PREPARE_COMMAND}")
     path = folder / MANIFEST_NAME
     if not path.is_file():
-        # A killed prepare leaves shards, or only the temporary file of its first one.
-        begun = any(_SHARD_NAME.search(file.name) for file in folder.iterdir())
+        # A killed prepare leaves shards, or only its half-done part.
+        begun = any(file.name == WORK_NAME or _SHARD_NAME.search(file.name) for file in folder.iterdir())
         found = "is incomplete: prepare did not finish it" if begun else "is not a shards folder"
         raise UserError(f"{folder} {found} ({MANIFEST_NAME} is missing). Run: {PREPARE_COMMAND}")
     return Manifest.from_dict(read_json(path), path)
+
+
+def is_shard_file(name: str) -> bool:
+    """Whether a file's name is that of a shard or of its index."""
+    return re.fullmatch(r"(train|valid)-\d{6}\.(tar|index\.json)", name) is not None
 
 
 def check_codec(manifest: Manifest, spec: CodecSpec) -> None:
@@ -230,7 +239,8 @@ def strict(cls: type[T_], values: Any, where: Path | str) -> T_:
         raise UserError(f"{where}: {error}. {remedy}") from error
 
 
-def _list(value: Any, where: Path | str) -> list[Any]:
+def as_list(value: Any, where: Path | str) -> list[Any]:
+    """The value, which has to be a list."""
     if not isinstance(value, list):
         raise UserError(f"{where}: found {value!r} where a list is expected. Run: {PREPARE_COMMAND}")
     return value

@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from musicgen_ft.chroma import Chroma
+from musicgen_ft.corpus.quality import Seconds, decode_seconds
 from musicgen_ft.errors import UserError
 from musicgen_ft.files import sha256
 from musicgen_ft.shards.format import PREPARE_COMMAND, SPLITS, Manifest, ShardInfo, Split, read_manifest
-from musicgen_ft.shards.sidecar import CHROMA_COLUMNS, COLUMNS, Sidecar, read_sidecar
+from musicgen_ft.shards.sidecar import CHROMA_COLUMNS, COLUMNS, SECONDS_COLUMNS, Sidecar, read_sidecar
 from musicgen_ft.shards.track import Codes, Track, TrackMeta, decode_chroma, decode_meta
 
 Column = npt.NDArray[np.int64]
@@ -54,6 +55,22 @@ class ShardIndex:
             splits[split] = SplitIndex(folder, sidecars, manifest)
         return cls(folder, manifest, splits)
 
+    def refuse_leaks(self) -> None:
+        """Refuses to validate on what is trained on.
+
+        Raises:
+            UserError: if a group of tracks (copies of a recording, an album ...) is in both splits.
+        """
+        train, valid = self.split("train"), self.split("valid")
+        both = sorted({*train.groups} & {*valid.groups})
+        if both:
+            tracks = [split.keys[split.groups.index(both[0])] for split in (train, valid)]
+            raise UserError(
+                f"{self.folder}: {len(both)} groups of tracks are in both splits, e.g. {both[0]!r} with {tracks[0]} in "
+                f"train and {tracks[1]} in valid: the validation loss would be of music that was trained on. "
+                f"Make the shards anew: {PREPARE_COMMAND}"
+            )
+
     def split(self, split: Split) -> "SplitIndex":
         """The tracks of one split; it may have none."""
         return self._splits[split]
@@ -66,11 +83,18 @@ class SplitIndex:
         """Joins the indices of the shards of a split, which lie in ``folder``."""
         self.hop_length = manifest.codec.hop_length
         """Samples of a frame of the codes."""
+        self.frame_rate = manifest.codec.frame_rate
+        """Frames of codes per second."""
         self.chroma_spec = manifest.chroma
         """The numbers of the tracks' chroma; None where they have none."""
         self.keys = tuple(key for sidecar in sidecars for key in sidecar.keys)
         """N keys."""
+        self.groups = tuple(group for sidecar in sidecars for group in sidecar.groups)
+        """N groups: tracks of one group are to be in one split."""
         names = COLUMNS if self.chroma_spec is None else (*COLUMNS, *CHROMA_COLUMNS)
+        self.has_seconds = all("seconds_offset" in sidecar.columns for sidecar in sidecars)
+        """Whether the tracks were measured second by second."""
+        names = (*names, *SECONDS_COLUMNS) if self.has_seconds else names
         self._columns = {name: _joined(sidecars, name) for name in names}
         counts = [len(sidecar.keys) for sidecar in sidecars]
         self._shard = np.repeat(np.arange(len(sidecars)), counts)  # [N]
@@ -112,10 +136,19 @@ class SplitIndex:
         """The chroma of track ``i``, uint8 [F], where the shards have it: 7.8 bytes a second, so always whole."""
         return decode_chroma(self._member(i, "chroma"))
 
+    def seconds(self, i: int) -> Seconds:
+        """The figures of each second of track ``i``, float16 [4, S], where ``has_seconds``: 8 bytes a second."""
+        return decode_seconds(self._member(i, "seconds"))
+
     def track(self, i: int) -> Track:
         """Track ``i``, whole."""
-        chroma = None if self.chroma_spec is None else self.chroma(i)
-        return Track(key=self.keys[i], codes=self.codes(i), meta=self.meta(i), chroma=chroma)
+        return Track(
+            key=self.keys[i],
+            codes=self.codes(i),
+            meta=self.meta(i),
+            chroma=None if self.chroma_spec is None else self.chroma(i),
+            seconds=self.seconds(i) if self.has_seconds else None,
+        )
 
     def _member(self, i: int, name: str) -> bytes:
         return self._read(i, int(self._columns[f"{name}_offset"][i]), int(self._columns[f"{name}_bytes"][i]))
@@ -188,15 +221,20 @@ def _checked_sidecar(folder: Path, shard: ShardInfo, manifest: Manifest) -> Side
         and sidecar.codec_sha256 == manifest.codec.sha256
         and columns["num_frames"].sum() == shard.num_frames
         and bool((header_bytes > 0).all() and (header_bytes % 64 == 0).all())  # npy pads its header to 64 bytes
-        and bool((columns["codes_offset"] + columns["codes_bytes"] <= columns["json_offset"]).all())
-        and bool((columns["json_offset"] + columns["json_bytes"] <= shard.num_bytes).all())
         and ("chroma_offset" in columns) == (manifest.chroma is not None)
+        and _lie_in_order(sidecar, columns, shard.num_bytes)
     )
-    if is_consistent and "chroma_offset" in columns:
-        is_consistent = bool((columns["chroma_offset"] + columns["chroma_bytes"] <= columns["codes_offset"]).all())
     if not is_consistent:
         raise UserError(
             f"{folder / shard.name}: its index and the manifest disagree; they are of two runs of prepare. "
             f"Restore the folder or run: {PREPARE_COMMAND}"
         )
     return sidecar
+
+
+def _lie_in_order(sidecar: Sidecar, columns: dict[str, Column], num_bytes: int) -> bool:
+    """Whether the members of each track lie one behind the other, and within the file."""
+    starts = [columns[f"{name}_offset"] for name in sidecar.members]
+    ends = [columns[f"{name}_offset"] + columns[f"{name}_bytes"] for name in sidecar.members]
+    limits = [*starts[1:], np.full(len(sidecar.keys), num_bytes)]
+    return all(bool((end <= limit).all()) for end, limit in zip(ends, limits, strict=True))

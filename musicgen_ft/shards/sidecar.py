@@ -7,14 +7,27 @@ from typing import Any
 
 from musicgen_ft.errors import UserError
 from musicgen_ft.files import atomic_path, read_json
-from musicgen_ft.shards.format import PREPARE_COMMAND, VERSION, ShardInfo, check_header, present, strict
+from musicgen_ft.shards.format import (
+    PREPARE_COMMAND,
+    VERSION,
+    Rejected,
+    ShardInfo,
+    as_list,
+    check_header,
+    present,
+    strict,
+)
 
 SIDECAR_FORMAT = "musicgen-ft shard index"
 
+TEXT_COLUMNS = ("keys", "groups", "states", "codes_states")
+"""The columns of text."""
 COLUMNS = ("num_frames", "codes_offset", "codes_bytes", "json_offset", "json_bytes")
-"""The columns of numbers; ``keys`` is the one of text."""
+"""The columns of numbers."""
 CHROMA_COLUMNS = ("chroma_offset", "chroma_bytes")
 """Two more, in shards with chroma."""
+SECONDS_COLUMNS = ("seconds_offset", "seconds_bytes")
+"""Two more, in shards whose tracks were measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +38,16 @@ class Sidecar:
     """The tar it belongs to."""
     codec_sha256: str
     """Hash of the codec that made the codes."""
-    fingerprint: str
-    """What the writer was told the folder is made from; a folder holds shards of one fingerprint only."""
+    settings: str
+    """What else decides the codes, as prepare was told it; a folder holds shards of one answer only."""
     keys: list[str]
     """Keys of the tracks."""
+    groups: list[str]
+    """Groups of the tracks: one group is in one split."""
+    states: list[str]
+    """Hash of all that prepare knew of each track: a shard whose states are wanted as they are is not made again."""
+    codes_states: list[str]
+    """Hash of what decides each track's codes: codes of an equal state are not encoded again."""
     num_frames: list[int]
     """T of each track."""
     codes_offset: list[int]
@@ -39,15 +58,27 @@ class Sidecar:
     """Byte of the tar where the JSON starts."""
     json_bytes: list[int]
     """Bytes of the JSON."""
+    rejected: list[Rejected]
+    """Tracks that were to be in this shard and could not be encoded."""
     chroma_offset: list[int] | None = None
     """Byte of the tar where the npy file of the chroma starts; None in shards without chroma."""
     chroma_bytes: list[int] | None = None
+    """Bytes of that npy file, header included."""
+    seconds_offset: list[int] | None = None
+    """Byte of the tar where the npy file of the seconds' figures starts; None in shards without."""
+    seconds_bytes: list[int] | None = None
     """Bytes of that npy file, header included."""
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns of numbers that this index has."""
-        return COLUMNS if self.chroma_offset is None else (*COLUMNS, *CHROMA_COLUMNS)
+        chroma = () if self.chroma_offset is None else CHROMA_COLUMNS
+        return (*COLUMNS, *chroma, *(() if self.seconds_offset is None else SECONDS_COLUMNS))
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The members of each track, by the names of their columns, in the order of the tar."""
+        return tuple(sorted(name.removesuffix("_offset") for name in self.columns if name.endswith("_offset")))
 
 
 def sidecar_path(shard: Path) -> Path:
@@ -73,13 +104,15 @@ def read_sidecar(folder: Path, shard_name: str) -> Sidecar:
         raise UserError(f"{path} is missing: the index of {shard_name}. Restore it or run: {PREPARE_COMMAND}")
     values: dict[str, Any] = check_header(read_json(path), SIDECAR_FORMAT, path)
     values["shard"] = strict(ShardInfo, values.get("shard"), path)
+    values["rejected"] = [strict(Rejected, file, path) for file in as_list(values.get("rejected"), path)]
     sidecar = strict(Sidecar, values, path)
-    if (sidecar.chroma_offset is None) != (sidecar.chroma_bytes is None):
-        raise UserError(
-            f"{path} has chroma_offset without chroma_bytes, or the other way round. "
-            f"Restore it or run: {PREPARE_COMMAND}"
-        )
-    lengths = {name: len(getattr(sidecar, name)) for name in ("keys", *sidecar.columns)}
+    for name in ("chroma", "seconds"):
+        if (getattr(sidecar, f"{name}_offset") is None) != (getattr(sidecar, f"{name}_bytes") is None):
+            raise UserError(
+                f"{path} has {name}_offset without {name}_bytes, or the other way round. "
+                f"Restore it or run: {PREPARE_COMMAND}"
+            )
+    lengths = {name: len(getattr(sidecar, name)) for name in (*TEXT_COLUMNS, *sidecar.columns)}
     if sidecar.shard.name != shard_name or set(lengths.values()) != {sidecar.shard.num_samples}:
         raise UserError(
             f"{path}: index of {sidecar.shard.name} with columns of {lengths} entries, expected that of {shard_name} "

@@ -1,6 +1,6 @@
 """One track of the shards: its record, and its members in a tar.
 
-K codebooks, T frames, F frames of chroma.
+K codebooks, T frames, F frames of chroma, S seconds.
 """
 
 import io
@@ -14,12 +14,14 @@ import numpy.typing as npt
 
 from musicgen_ft.chroma import Chroma
 from musicgen_ft.corpus.labels import Labels
+from musicgen_ft.corpus.quality import Quality, Seconds, decode_seconds, encode_seconds
 
 Codes = npt.NDArray[np.uint16]
 
 CHROMA_MEMBER = "chroma.npy"
 CODES_MEMBER = "codes.npy"
 META_MEMBER = "json"
+SECONDS_MEMBER = "seconds.npy"
 MAX_KEY_BYTES = 80
 """A tar's USTAR header holds a name of 100 bytes."""
 
@@ -39,8 +41,12 @@ class TrackMeta:
     """T."""
     duration_s: float
     """Seconds of its audio."""
+    group: str = ""
+    """Tracks of one group are in one split: of one album, say, or copies of one recording. "" is its key alone."""
+    quality: Quality | None = None
+    """Figures of the file it was made of, before trimming; None where nobody measured."""
     source: dict[str, Any] = field(default_factory=dict)
-    """Whatever else prepare found out: sample rate, channels, quality figures. Plain JSON."""
+    """Whatever else prepare found out: which part of the file it is, whether that is damaged. Plain JSON."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,6 +61,12 @@ class Track:
     """The rest."""
     chroma: Chroma | None = None
     """uint8 [F], the pitch class of each chroma frame; None in shards for bases without melody."""
+    seconds: Seconds | None = None
+    """float16 [4, S], the figures of each second (SECOND_FIGURES); None where nobody measured."""
+    state: str = ""
+    """Hash of all that prepare knew of it, which the shard's index keeps; "" in one that was read."""
+    codes_state: str = ""
+    """Hash of what decides its codes, which the shard's index keeps; "" in one that was read."""
 
     def __post_init__(self) -> None:
         if not _KEY.fullmatch(self.key) or len(self.key.encode()) > MAX_KEY_BYTES:
@@ -67,6 +79,27 @@ class Track:
         if self.chroma is not None and (self.chroma.dtype != np.uint8 or self.chroma.ndim != 1 or not len(self.chroma)):
             found = f"{self.chroma.dtype} {list(self.chroma.shape)}"
             raise ValueError(f"track {self.key}: its chroma is {found}, expected uint8 [F > 0]")
+
+    def members(self) -> dict[str, bytes]:
+        """Its members in a tar, name -> bytes, in the tar's order."""
+        members = {CODES_MEMBER: encode_codes(self.codes), META_MEMBER: encode_meta(self.meta)}
+        if self.chroma is not None:
+            members[CHROMA_MEMBER] = encode_chroma(self.chroma)
+        if self.seconds is not None:
+            members[SECONDS_MEMBER] = encode_seconds(self.seconds)
+        return dict(sorted(members.items()))
+
+
+def track_of_members(key: str, members: dict[str, bytes]) -> Track:
+    """The inverse of ``Track.members``."""
+    chroma, seconds = members.get(CHROMA_MEMBER), members.get(SECONDS_MEMBER)
+    return Track(
+        key=key,
+        codes=decode_codes(members[CODES_MEMBER]),
+        meta=decode_meta(members[META_MEMBER]),
+        chroma=None if chroma is None else decode_chroma(chroma),
+        seconds=None if seconds is None else decode_seconds(seconds),
+    )
 
 
 def encode_codes(codes: Codes) -> bytes:
@@ -100,6 +133,8 @@ def encode_meta(meta: TrackMeta) -> bytes:
         "relative_path": meta.relative_path,
         "num_frames": meta.num_frames,
         "duration_s": meta.duration_s,
+        "group": meta.group,
+        "quality": None if meta.quality is None else meta.quality.to_dict(),
         "source": meta.source,
     }
     return json.dumps(values, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")).encode()
@@ -108,7 +143,12 @@ def encode_meta(meta: TrackMeta) -> bytes:
 def decode_meta(data: bytes) -> TrackMeta:
     """The inverse of ``encode_meta``."""
     values = json.loads(data)
-    return TrackMeta(**{**values, "labels": Labels.from_dict(values["labels"])})
+    quality = values["quality"]
+    read = {
+        "labels": Labels.from_dict(values["labels"]),
+        "quality": None if quality is None else Quality.from_dict(quality),
+    }
+    return TrackMeta(**{**values, **read})
 
 
 def _npy(array: npt.NDArray[Any]) -> bytes:

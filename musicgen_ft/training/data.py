@@ -1,7 +1,7 @@
 """The data of a run, by its config."""
 
 from musicgen_ft.config import FinetuneConfig
-from musicgen_ft.corpus.captions import CaptionPolicy
+from musicgen_ft.corpus.captions import caption_policy
 from musicgen_ft.errors import UserError
 from musicgen_ft.shards.datamodule import ShardDataModule
 from musicgen_ft.shards.index import ShardIndex
@@ -15,8 +15,9 @@ def build_data(config: FinetuneConfig, index: ShardIndex, placement: Placement) 
     """Crops, captions and dropout as the config says.
 
     Raises:
-        UserError: if there is nothing to train on.
+        UserError: if there is nothing to train on, or validation would be on what is trained on.
     """
+    index.refuse_leaks()
     if index.manifest.num_tracks["train"] == 0:
         raise UserError(f"{config.shards} holds no track to train on. Prepare more tracks, or lower --valid_fraction.")
     return ShardDataModule(
@@ -26,13 +27,7 @@ def build_data(config: FinetuneConfig, index: ShardIndex, placement: Placement) 
         micro_batch=placement.micro_batch,
         num_steps=config.max_steps,
         seed=config.seed,
-        captions=CaptionPolicy(
-            source=config.caption_source,
-            merge_text_p=config.merge_text_p,
-            drop_desc_p=config.drop_desc_p,
-            field_keep_p=config.field_keep_p,
-            word_dropout=config.word_dropout,
-        ),
+        captions=caption_policy(config),
         cfg_dropout=config.cfg_dropout,
         cfg_dropout_scope=config.cfg_dropout_scope,
         melody_dropout=config.melody_dropout,

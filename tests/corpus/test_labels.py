@@ -2,15 +2,18 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
-from musicgen_ft.corpus.labels import Labels, labels_from_fields, merge
+from musicgen_ft.corpus.labels import Labels, field_of, labels_from_fields, merge
 
 FULL = Labels(
     description="A cool song.",
+    captions=("Another, cool song.", "A third."),
     title="Enracinement",
     artist="Voyager I",
+    album="Disc 2",
     genre="electronic",
     key="a minor",
     bpm=120.0,
@@ -21,8 +24,15 @@ FULL = Labels(
 
 
 def test_labels_survive_json() -> None:
-    assert Labels.from_dict(json.loads(json.dumps(FULL.to_dict()))) == FULL
+    heard = replace(FULL, computed=("key", "bpm"))
+    assert Labels.from_dict(json.loads(json.dumps(heard.to_dict()))) == heard
     assert Labels.from_dict(json.loads(json.dumps(Labels().to_dict()))) == Labels()
+
+
+def test_labels_of_earlier_shards_are_read() -> None:
+    values = json.loads('{"description": "Old.", "title": null, "artist": null, "genre": "jazz", "key": null}')
+    values |= json.loads('{"bpm": 90.0, "moods": ["calm"], "instrument": null, "keywords": []}')
+    assert Labels.from_dict(values) == Labels(description="Old.", genre="jazz", bpm=90.0, moods=("calm",))
 
 
 def test_labels_read_back_as_fields_are_the_same() -> None:
@@ -59,7 +69,7 @@ def test_fields_are_normalised_as_audiocraft_does() -> None:
 
 @pytest.mark.parametrize("value", ["", "  ", "None", None, [], math.nan, {}])
 def test_an_empty_value_is_no_label(value: object) -> None:
-    names = ("description", "title", "artist", "genre", "key", "bpm", "moods", "instrument", "keywords")
+    names = [name for name in FULL.to_dict() if name != "computed"]
     assert labels_from_fields(dict.fromkeys(names, value)) == Labels()
 
 
@@ -113,3 +123,44 @@ def test_merge_takes_each_field_from_the_first_that_has_it() -> None:
     first, second = Labels(genre="techno", moods=("dark",)), Labels(genre="house", bpm=120.0, moods=("warm",))
     assert merge(first, second) == Labels(genre="techno", moods=("dark",), bpm=120.0)
     assert merge(Labels(), FULL) == merge(FULL, Labels()) == FULL
+
+
+@pytest.mark.parametrize(
+    ("values", "descriptions"),
+    [
+        ({"description": ["One.", " Two, too. ", "", None]}, ("One.", "Two, too.")),
+        ({"Caption": "One.", "captions": ["Two.", "One."]}, ("One.", "Two.")),
+        ({"captions": ["One.", "Two."]}, ("One.", "Two.")),
+        ({"captions": "One, and one only."}, ("One, and one only.",)),
+        ({"caption_10": "Ten.", "Caption_2": "Two.", "caption": "One.", "caption_3": ""}, ("One.", "Two.", "Ten.")),
+        ({"description_1": "One.", "description_x": "no"}, ("One.",)),
+        ({"text": "alias", "description": ["name", "next"]}, ("name", "next")),
+        ({"captions": {"a": "b"}, "description": 5}, ()),
+    ],
+)
+def test_a_track_may_have_several_descriptions(values: dict[str, object], descriptions: tuple[str, ...]) -> None:
+    labels = labels_from_fields(values)
+    assert labels.descriptions == descriptions
+    assert (labels.description, labels.captions) == (descriptions[0] if descriptions else None, descriptions[1:])
+
+
+def test_merge_takes_all_descriptions_from_the_first_that_has_one() -> None:
+    one, several = Labels(description="A."), Labels(description="B.", captions=("C.",), genre="jazz")
+    assert merge(one, several) == Labels(description="A.", genre="jazz")
+    assert merge(several, one) == merge(Labels(), several) == several
+
+
+def test_what_was_computed_stays_so_only_where_it_is_taken() -> None:
+    heard = Labels(bpm=90.0, key="a minor", computed=("bpm", "key"))
+    given = Labels(bpm=120.0, genre="jazz")
+    assert merge(given, heard) == Labels(bpm=120.0, genre="jazz", key="a minor", computed=("key",))
+    assert merge(heard, given) == Labels(bpm=90.0, genre="jazz", key="a minor", computed=("key", "bpm"))
+
+
+def test_nobody_can_give_a_computed_field() -> None:
+    assert labels_from_fields({"computed": ["bpm"], "bpm": 90}) == Labels(bpm=90.0)
+
+
+def test_a_field_is_found_by_its_name_and_by_its_aliases() -> None:
+    found = [field_of(name) for name in ("bpm", " Tempo ", "caption", "Tags", "key", "computed", "colour")]
+    assert found == ["bpm", "bpm", "description", "keywords", "key", None, None]

@@ -1,20 +1,22 @@
 """Tiny shards: K = 3 codebooks of 50 entries, 10 frames per second, crops of 20 frames."""
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 from musicgen_ft.codec import CodecSpec
 from musicgen_ft.corpus.labels import Labels
-from musicgen_ft.shards.format import Manifest, Split, write_manifest
+from musicgen_ft.corpus.quality import Quality
+from musicgen_ft.shards.format import Split
+from musicgen_ft.shards.plan import PlannedTrack
 from musicgen_ft.shards.track import Track, TrackMeta
-from musicgen_ft.shards.writer import ShardWriter
 
 MakeTrack = Callable[..., Track]
 
@@ -52,19 +54,11 @@ def tracks(make_track: MakeTrack) -> dict[Split, list[Track]]:
 
 
 @pytest.fixture
-def make_shards(codec: CodecSpec) -> Callable[..., Path]:
+def make_shards(codec: CodecSpec, write_folder: Callable[..., Path]) -> Callable[..., Path]:
     """Writes complete shards of tracks into a folder."""
 
-    def make(folder: Path, tracks: dict[Split, list[Track]], *, max_samples: int = 4) -> Path:
-        with ShardWriter(folder, codec, max_samples=max_samples) as writer:
-            for split, of_split in tracks.items():
-                for track in of_split:
-                    writer.add(split, track)
-        manifest = Manifest(
-            codec=codec, base="nano", shards=writer.shards, config={"codec": {"window_s": 30}}, toolkit_version="0.1.0"
-        )
-        write_manifest(folder, manifest)
-        return folder
+    def make(folder: Path, tracks: dict[Split, list[Track]]) -> Path:
+        return write_folder(folder, codec, tracks)
 
     return make
 
@@ -73,6 +67,23 @@ def make_shards(codec: CodecSpec) -> Callable[..., Path]:
 def shards(tmp_path: Path, tracks: dict[Split, list[Track]], make_shards: Callable[..., Path]) -> Path:
     """A complete folder of two train shards and one valid shard."""
     return make_shards(tmp_path / "shards", tracks)
+
+
+@pytest.fixture
+def make_planned(make_quality: Callable[..., Quality]) -> Callable[..., PlannedTrack]:
+    """A function that makes a track of a plan; it takes changes."""
+
+    def make(number: int = 0, *, duration_s: float = 3.0, **changes: Any) -> PlannedTrack:
+        facts: dict[str, Any] = {
+            "key": f"track_{number:03d}", "relative_path": f"folk/song {number}.flac",
+            "labels": Labels(description=f"song {number}", genre="folk"), "group": f"album {number // 2}",
+            "start_s": 0, "stop_s": None, "duration_s": duration_s, "quality": make_quality(duration_s=duration_s),
+            "seconds": np.full((4, math.ceil(duration_s)), -20, np.float16), "audio_sha256": f"{number:064x}",
+            "is_truncated": False, "num_bad_packets": 0, "settings": "window_s=30",
+        }  # fmt: skip
+        return PlannedTrack(**{**facts, **changes})
+
+    return make
 
 
 class _Handler(SimpleHTTPRequestHandler):

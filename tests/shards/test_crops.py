@@ -1,4 +1,5 @@
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -6,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from musicgen_ft.codec import CodecSpec
 from musicgen_ft.corpus.labels import Labels
 from musicgen_ft.shards.batch import Crop
 from musicgen_ft.shards.crops import CropDataset, ValidDataset
 from musicgen_ft.shards.format import Split
 from musicgen_ft.shards.index import ShardIndex
-from musicgen_ft.shards.track import Track
+from musicgen_ft.shards.track import Track, TrackMeta
 
 Tracks = dict[Split, list[Track]]
 
@@ -146,3 +148,126 @@ def test_fewer_validation_crops_are_spread_evenly(index: ShardIndex) -> None:
 
 def test_there_may_be_no_validation_crop(index: ShardIndex) -> None:
     assert valid_of(index, max_crops=0) == []
+
+
+# ---- silence ---------------------------------------------------------------------------------------------------------
+
+
+def second_by_second(sounding: str, *, num_frames: int, is_measured: bool = True) -> Track:
+    """A track of which "-" seconds are silent and "x" seconds sound; its codes tell every frame apart."""
+    times = np.arange(num_frames)
+    codes = np.stack([times % CARD, times // CARD, np.zeros(num_frames)]).astype(np.uint16)
+    seconds = np.zeros((4, len(sounding)), np.float16)
+    seconds[0] = [-20 if second == "x" else -61 for second in sounding]
+    meta = TrackMeta(labels=Labels(), relative_path="a.wav", num_frames=num_frames, duration_s=num_frames / 10)
+    return Track(key="a", codes=codes, meta=meta, seconds=seconds if is_measured else None)
+
+
+def start_of(crop: Crop) -> int:
+    return int(crop.codes[0, 0] + CARD * crop.codes[1, 0])
+
+
+def silent_share(crop: Crop, sounding: str) -> float:
+    """Of the seconds that a crop has a part in, those that are silent."""
+    start, stop = start_of(crop), start_of(crop) + int(crop.mask.sum())
+    touched = sounding[start // 10 : -(-stop // 10)]
+    return touched.count("-") / len(touched)
+
+
+@pytest.fixture
+def index_of(tmp_path: Path, codec: CodecSpec, write_folder: Callable[..., Path]) -> Callable[..., ShardIndex]:
+    """A function that opens shards in which each split has the one track."""
+
+    def make(*tracks: Track) -> ShardIndex:
+        return ShardIndex.open(write_folder(tmp_path / "one", codec, {"train": [*tracks], "valid": [*tracks]}))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("sounding", "num_frames"),
+    [
+        ("------------xxxxxxxx", 200),
+        ("xx--xxxx---xx------x", 193),
+        ("-------------------xx", 207),
+        ("x-------------------", 200),
+        ("---------xx", 105),
+    ],
+)
+def test_a_silent_stretch_is_not_served_where_there_is_another(
+    index_of: Callable[..., ShardIndex], sounding: str, num_frames: int
+) -> None:
+    index = index_of(second_by_second(sounding, num_frames=num_frames))
+    crops = crops_of(index)
+
+    served = [crops[position] for position in range(400)]
+
+    assert max(silent_share(crop, sounding) for crop in [*served, *valid_of(index, max_crops=99)]) <= 0.5
+
+
+def test_silence_takes_no_crop_from_what_sounds(index_of: Callable[..., ShardIndex]) -> None:
+    sounding = "------------xxxxxxxx"
+    crops = crops_of(index_of(second_by_second(sounding, num_frames=200)))
+
+    starts = {start_of(crops[position]) for position in range(6000)}
+
+    # 2 s from frame 110 on are half silent; from 111 to 119 they have parts of three seconds, of which one is silent.
+    assert starts == {*range(110, 181)}
+
+
+def test_in_place_of_a_silent_stretch_come_all_the_others(index_of: Callable[..., ShardIndex]) -> None:
+    crops = crops_of(index_of(second_by_second("xxxx--------------------------xxxx----", num_frames=375)))
+
+    counts = Counter(start_of(crops[position]) for position in range(6000))
+
+    allowed = {0, 10, 20, 30, 290, 300, 310, 320, 330}
+    assert {start for start, count in counts.items() if count > 150} == allowed  # any other is drawn about 17 times
+
+
+def test_validation_takes_the_nearest_stretch_that_sounds(index_of: Callable[..., ShardIndex]) -> None:
+    found = valid_of(index_of(second_by_second("xxx------------xxxxx", num_frames=200)), max_crops=99)
+
+    assert [start_of(crop) for crop in found] == [0, 20, 20, 20, 20, 140, 140, 140, 160, 180]
+
+
+def test_the_end_of_a_track_may_be_the_stretch_that_sounds(index_of: Callable[..., ShardIndex]) -> None:
+    found = valid_of(index_of(second_by_second("-----------------xxxx", num_frames=207)), max_crops=1)
+    assert start_of(found[0]) == 160
+    found = valid_of(index_of(second_by_second("-------------------xx", num_frames=207)), max_crops=1)
+    assert start_of(found[0]) == 180
+
+
+def test_a_track_that_is_silent_all_over_is_served_all_the_same(index_of: Callable[..., ShardIndex]) -> None:
+    crops = crops_of(index_of(second_by_second("-" * 20, num_frames=200)))
+
+    assert all(crops[position].mask.all() for position in range(50))
+
+
+def test_of_a_track_that_is_too_silent_everywhere_comes_the_least_silent(
+    index_of: Callable[..., ShardIndex],
+) -> None:
+    sounding = "---------x----------"
+    crops = crops_of(index_of(second_by_second(sounding, num_frames=200)), segment_frames=40)
+
+    assert {silent_share(crops[position], sounding) for position in range(100)} == {0.75}
+
+
+def test_a_track_no_longer_than_a_crop_is_served_whole(index_of: Callable[..., ShardIndex]) -> None:
+    crops = crops_of(index_of(second_by_second("-x", num_frames=17)))
+
+    assert {(start_of(crops[position]), int(crops[position].mask.sum())) for position in range(20)} == {(0, 17)}
+
+
+def test_a_track_that_sounds_and_one_that_nobody_measured_give_the_same_crops(
+    tmp_path: Path, codec: CodecSpec, write_folder: Callable[..., Path]
+) -> None:
+    found = []
+    for is_measured in (True, False):
+        track = second_by_second("x" * 21, num_frames=207, is_measured=is_measured)
+        folder = write_folder(tmp_path / str(is_measured), codec, {"train": [track], "valid": [track]})
+        index = ShardIndex.open(folder)
+        crops = crops_of(index, cfg_dropout=0.4)
+        found.append([*(crops[position] for position in range(50)), *valid_of(index, max_crops=99)])
+
+    assert all(equal(first, second) for first, second in zip(*found, strict=True))
+    assert len({start_of(crop) for crop in found[0]}) > 20

@@ -73,7 +73,7 @@ def having(**changed: Any) -> Callable[[dict[str, Any]], object]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (having(version=2), "has version 2, this toolkit reads version 1"),
+        (having(version=1), "has version 1, this toolkit reads version 2"),
         (having(format="mp3"), "has format 'mp3', expected 'musicgen-ft shards'"),
         (having(extra=1), r"unknown keys \['extra'\]"),
         (without("base"), r"missing keys \['base'\]"),

@@ -3,6 +3,7 @@ import multiprocessing
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -141,3 +142,116 @@ def test_a_tar_that_is_cut_while_it_is_read_is_told(shards: Path) -> None:
 
     with pytest.raises(UserError, match=r"train-000000\.tar, track track_000: 0 bytes at"):
         split.codes(0)
+
+
+# ---- figures of seconds ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def measured(tracks: Tracks) -> Tracks:
+    """The same tracks, with figures that tell the track, the second and the figure."""
+
+    def measure(track: Track) -> Track:
+        num_seconds = -(-track.meta.num_frames // 10)
+        figures = np.arange(4 * num_seconds).reshape(4, num_seconds) + int(track.key[-3:])
+        seconds = figures.astype(np.float16)
+        seconds[3, 0] = np.nan
+        return replace(track, seconds=seconds)
+
+    return {split: [measure(track) for track in tracks[split]] for split in tracks}
+
+
+def test_figures_of_seconds_write_then_read_is_equal(
+    tmp_path: Path, measured: Tracks, make_shards: Callable[..., Path]
+) -> None:
+    index = ShardIndex.open(make_shards(tmp_path / "shards", measured), verify=True)
+
+    for split in SPLITS:
+        found = index.split(split)
+        assert found.has_seconds
+        for i, expected in enumerate(measured[split]):
+            seconds = found.track(i).seconds
+            assert seconds is not None and expected.seconds is not None
+            assert seconds.dtype == np.float16
+            np.testing.assert_array_equal(seconds, expected.seconds)
+            np.testing.assert_array_equal(found.seconds(i), expected.seconds)
+            np.testing.assert_array_equal(found.codes(i), expected.codes)
+
+
+def test_tracks_that_nobody_measured_have_no_figures(shards: Path) -> None:
+    found = ShardIndex.open(shards).split("train")
+
+    assert not found.has_seconds
+    assert found.track(0).seconds is None
+
+
+@pytest.mark.parametrize("column", ["seconds_offset", "seconds_bytes"])
+def test_an_index_that_points_beside_the_figures_is_refused(
+    tmp_path: Path, measured: Tracks, make_shards: Callable[..., Path], column: str
+) -> None:
+    shards = make_shards(tmp_path / "shards", measured)
+    path = shards / "train-000000.index.json"
+    values = json.loads(path.read_text())
+    values[column][3] += 100_000
+    path.write_text(json.dumps(values))
+
+    with pytest.raises(UserError, match=r"train-000000\.tar: its index and the manifest disagree"):
+        ShardIndex.open(shards)
+
+
+def test_an_index_with_half_of_the_figures_columns_is_refused(
+    tmp_path: Path, measured: Tracks, make_shards: Callable[..., Path]
+) -> None:
+    shards = make_shards(tmp_path / "shards", measured)
+    path = shards / "train-000000.index.json"
+    values = json.loads(path.read_text())
+    del values["seconds_offset"]
+    path.write_text(json.dumps(values))
+
+    with pytest.raises(UserError, match=r"train-000000\.index\.json has seconds_offset without seconds_bytes"):
+        ShardIndex.open(shards)
+
+
+@pytest.mark.parametrize("column", ["groups", "states", "codes_states", "keys"])
+def test_a_column_of_text_that_is_too_short_is_refused(shards: Path, column: str) -> None:
+    path = shards / "train-000000.index.json"
+    values = json.loads(path.read_text())
+    values[column].pop()
+    path.write_text(json.dumps(values))
+
+    with pytest.raises(UserError, match=rf"train-000000\.index\.json: .*'{column}': 3, .*with 4 each"):
+        ShardIndex.open(shards)
+
+
+# ---- groups ----------------------------------------------------------------------------------------------------------
+
+
+def grouped(track: Track, group: str) -> Track:
+    return replace(track, meta=replace(track.meta, group=group))
+
+
+def test_a_track_of_no_group_is_one_by_itself(tmp_path: Path, tracks: Tracks, make_shards: Callable[..., Path]) -> None:
+    train = [grouped(tracks["train"][0], "an album"), grouped(tracks["train"][1], "an album"), *tracks["train"][2:]]
+    index = ShardIndex.open(make_shards(tmp_path / "shards", {"train": train, "valid": tracks["valid"]}))
+
+    assert index.split("train").groups[:4] == ("an album", "an album", "track_002", "track_003")
+    assert index.split("train").meta(1).group == "an album"
+    index.refuse_leaks()
+
+
+def test_a_group_in_both_splits_is_refused(tmp_path: Path, tracks: Tracks, make_shards: Callable[..., Path]) -> None:
+    train = [*tracks["train"][:4], grouped(tracks["train"][4], "an album"), tracks["train"][5]]
+    valid = [tracks["valid"][0], grouped(tracks["valid"][1], "an album")]
+    index = ShardIndex.open(make_shards(tmp_path / "shards", {"train": train, "valid": valid}))
+
+    with pytest.raises(
+        UserError, match=r"1 groups of tracks are in both .* 'an album' with track_004 in train and track_101 in valid"
+    ):
+        index.refuse_leaks()
+
+
+def test_a_track_in_both_splits_is_refused(tmp_path: Path, tracks: Tracks, make_shards: Callable[..., Path]) -> None:
+    both: Tracks = {"train": tracks["train"], "valid": [*tracks["valid"], tracks["train"][3]]}
+
+    with pytest.raises(UserError, match=r"'track_003' with track_003 in train and track_003 in valid"):
+        ShardIndex.open(make_shards(tmp_path / "shards", both)).refuse_leaks()

@@ -14,23 +14,24 @@ import torch
 from webdataset.compat import WebDataset
 
 from musicgen_ft.audio import write_wav
-from musicgen_ft.checkpoint.base import open_base
 from musicgen_ft.chroma import DROPPED, Chroma, ChromaSpec, chromagram
-from musicgen_ft.codec import CodecSpec
+from musicgen_ft.codec import Codec, CodecSpec
 from musicgen_ft.corpus.labels import Labels
-from musicgen_ft.corpus.scan import scan_corpus
 from musicgen_ft.errors import UserError
 from musicgen_ft.shards.batch import Crop, collate
 from musicgen_ft.shards.crops import CropDataset, ValidDataset
 from musicgen_ft.shards.datamodule import ShardDataModule
-from musicgen_ft.shards.encode import encode_corpus, encode_track
-from musicgen_ft.shards.format import Manifest, Split, check_chroma, read_manifest, write_manifest
+from musicgen_ft.shards.encode import EncodeOptions, Encoder
+from musicgen_ft.shards.format import Split, check_chroma, read_manifest
 from musicgen_ft.shards.index import ShardIndex
+from musicgen_ft.shards.plan import PlannedTrack
 from musicgen_ft.shards.sidecar import read_sidecar, sidecar_path
 from musicgen_ft.shards.track import Track, decode_chroma, encode_chroma
-from musicgen_ft.shards.writer import ShardWriter
+from musicgen_ft.shards.writer import write_shard
 
 Tracks = dict[Split, list[Track]]
+
+NAME = "train-000000.tar"
 
 SPEC = ChromaSpec(sample_rate=320, n_chroma=11, n_fft=112, hop_length=48)
 CARD, SEGMENT, MELODY_SEGMENT = 50, 20, 13  # 20 frames of codes are 640 samples: 13 of chroma
@@ -55,23 +56,9 @@ def melody_tracks(tracks: Tracks) -> Tracks:
     return {split: [replace(track, chroma=chroma_of(track)) for track in tracks[split]] for split in tracks}
 
 
-def write(folder: Path, codec: CodecSpec, tracks: Tracks, *, chroma: ChromaSpec | None = SPEC) -> Path:
-    with ShardWriter(folder, codec, chroma=chroma, max_samples=4) as writer:
-        for split, of_split in tracks.items():
-            for track in of_split:
-                writer.add(split, track)
-    write_manifest(
-        folder,
-        Manifest(
-            codec=codec, base="melody", shards=writer.shards, config={}, toolkit_version="0.1.0", chroma=writer.chroma
-        ),
-    )
-    return folder
-
-
 @pytest.fixture
-def folder(tmp_path: Path, codec: CodecSpec, melody_tracks: Tracks) -> Path:
-    return write(tmp_path / "melody", codec, melody_tracks)
+def folder(tmp_path: Path, codec: CodecSpec, melody_tracks: Tracks, write_folder: Callable[..., Path]) -> Path:
+    return write_folder(tmp_path / "melody", codec, melody_tracks, chroma=SPEC, base="melody")
 
 
 @pytest.fixture
@@ -122,59 +109,35 @@ def test_chroma_encodes_then_decodes_equal() -> None:
     np.testing.assert_array_equal(decode_chroma(encode_chroma(chroma)), chroma)
 
 
-def test_shards_without_chroma_know_nothing_of_it(tmp_path: Path, codec: CodecSpec, tracks: Tracks) -> None:
-    folder = write(tmp_path / "plain", codec, tracks, chroma=None)
-
-    assert "chroma" not in (folder / "manifest.json").read_text()
-    assert "chroma" not in sidecar_path(folder / "train-000000.tar").read_text()
-    assert read_manifest(folder).chroma is None
-    assert ShardIndex.open(folder).split("train").track(0).chroma is None
+def test_shards_without_chroma_know_nothing_of_it(shards: Path) -> None:
+    assert "chroma" not in (shards / "manifest.json").read_text()
+    assert "chroma" not in sidecar_path(shards / "train-000000.tar").read_text()
+    assert read_manifest(shards).chroma is None
+    assert ShardIndex.open(shards).split("train").track(0).chroma is None
 
 
-def test_a_second_run_completes_the_same_bytes(
-    tmp_path: Path, codec: CodecSpec, folder: Path, melody_tracks: Tracks
+def test_chroma_and_figures_of_seconds_lie_in_one_shard(
+    tmp_path: Path, codec: CodecSpec, melody_tracks: Tracks, write_folder: Callable[..., Path]
 ) -> None:
-    broken = tmp_path / "broken"
+    seconds = np.arange(12, dtype=np.float16).reshape(4, 3)
+    track = replace(melody_tracks["train"][4], seconds=seconds)
+    folder = write_folder(tmp_path / "both", codec, {"train": [track]}, chroma=SPEC)
 
-    def prepare() -> None:
-        with ShardWriter(broken, codec, chroma=SPEC, max_samples=4) as writer:
-            for track in melody_tracks["train"][:5]:
-                writer.add("train", track)
-            raise RuntimeError("killed")
+    found = ShardIndex.open(folder, verify=True).split("train").track(0)
 
-    with pytest.raises(RuntimeError, match="killed"):
-        prepare()
-    with ShardWriter(broken, codec, chroma=SPEC, max_samples=4) as writer:
-        assert [track.key in writer for track in melody_tracks["train"]] == [True] * 4 + [False] * 2
-        for track in melody_tracks["train"][4:]:
-            writer.add("train", track)
-
-    for name in ("train-000000", "train-000001"):
-        for kind in (".tar", ".index.json"):
-            assert (broken / f"{name}{kind}").read_bytes() == (folder / f"{name}{kind}").read_bytes()
-
-
-@pytest.mark.parametrize("other", [None, replace(SPEC, hop_length=16)])
-def test_a_folder_begun_with_other_chroma_is_refused(folder: Path, codec: CodecSpec, other: ChromaSpec | None) -> None:
-    (folder / "manifest.json").unlink()
-
-    with pytest.raises(UserError, match="was begun with another codec or config"):
-        ShardWriter(folder, codec, chroma=other)
+    assert found.chroma is not None and found.seconds is not None and track.chroma is not None
+    np.testing.assert_array_equal(found.chroma, track.chroma)
+    np.testing.assert_array_equal(found.seconds, seconds)
+    np.testing.assert_array_equal(found.codes, track.codes)
 
 
 def test_tracks_with_and_without_chroma_do_not_mix(
     tmp_path: Path, codec: CodecSpec, tracks: Tracks, melody_tracks: Tracks
 ) -> None:
-    with (
-        pytest.raises(ValueError, match="track_000: found no chroma, the writer expects it"),
-        ShardWriter(tmp_path / "a", codec, chroma=SPEC) as writer,
-    ):
-        writer.add("train", tracks["train"][0])
-    with (
-        pytest.raises(ValueError, match="track_000: found chroma, the writer expects none"),
-        ShardWriter(tmp_path / "b", codec) as writer,
-    ):
-        writer.add("train", melody_tracks["train"][0])
+    with pytest.raises(ValueError, match="track_000: found no chroma, the shard expects it"):
+        write_shard(tmp_path, NAME, tracks["train"], split="train", codec=codec, chroma=SPEC)
+    with pytest.raises(ValueError, match="track_000: found chroma, the shard expects none"):
+        write_shard(tmp_path, NAME, melody_tracks["train"], split="train", codec=codec)
 
 
 def test_chroma_that_is_none_is_refused(tmp_path: Path, codec: CodecSpec, tracks: Tracks) -> None:
@@ -183,11 +146,9 @@ def test_chroma_that_is_none_is_refused(tmp_path: Path, codec: CodecSpec, tracks
     for wrong in (np.zeros(3, np.int64), np.zeros((3, 2), np.uint8), np.zeros(0, np.uint8)):
         with pytest.raises(ValueError, match=r"its chroma is .*, expected uint8 \[F > 0\]"):
             replace(track, chroma=wrong)
-    with (
-        pytest.raises(ValueError, match="track_000: a pitch class is 11, of 11"),
-        ShardWriter(tmp_path, codec, chroma=SPEC) as writer,
-    ):
-        writer.add("train", replace(track, chroma=np.array([3, 11], np.uint8)))
+    too_high = replace(track, chroma=np.array([3, 11], np.uint8))
+    with pytest.raises(ValueError, match="track_000: a pitch class is 11, of 11"):
+        write_shard(tmp_path, NAME, [too_high], split="train", codec=codec, chroma=SPEC)
 
 
 @pytest.mark.parametrize(
@@ -302,10 +263,8 @@ def test_dropping_melodies_leaves_crops_and_texts_as_they_are(index: ShardIndex)
         assert torch.equal(first.chroma, second.chroma) or is_dropped(second)
 
 
-def test_chroma_in_the_shards_changes_no_crop_and_no_text(
-    tmp_path: Path, codec: CodecSpec, tracks: Tracks, index: ShardIndex
-) -> None:
-    plain = crops_of(ShardIndex.open(write(tmp_path / "plain", codec, tracks, chroma=None)), cfg_dropout=0.3)
+def test_chroma_in_the_shards_changes_no_crop_and_no_text(shards: Path, index: ShardIndex) -> None:
+    plain = crops_of(ShardIndex.open(shards), cfg_dropout=0.3)
     melody = crops_of(index, cfg_dropout=0.3, melody_dropout=0.5)
 
     for position in range(50):
@@ -366,29 +325,27 @@ def test_the_data_module_drops_half_of_the_melodies_unless_told_otherwise(index:
 # ---- encoding --------------------------------------------------------------------------------------------------------
 
 
-def test_a_track_is_encoded_with_the_chroma_of_its_mono_mix(tmp_path: Path) -> None:
-    codec = open_base("nano").codec()
-    rate = codec.spec.sample_rate
+def test_a_track_is_encoded_with_the_chroma_of_its_mono_mix(
+    tmp_path: Path, nano_codec: Codec, make_planned: Callable[..., PlannedTrack]
+) -> None:
+    rate = nano_codec.spec.sample_rate
     waveform = torch.randn(2, 3 * rate + 77, generator=torch.Generator().manual_seed(0)) * 0.1
-    write_wav(tmp_path / "corpus" / "a.wav", waveform, rate)
+    write_wav(tmp_path / "a.wav", waveform, rate)
     spec = ChromaSpec(sample_rate=rate, n_fft=512, hop_length=128)
-    (record,) = scan_corpus(tmp_path / "corpus", valid_fraction=0.0)
+    options = EncodeOptions(window_s=1.0, codec_check_s=0.0)
+    track = make_planned(start_s=1, duration_s=2.0)
 
-    plain = encode_track(record, codec, window_s=1.0, min_duration_s=1.0)
-    melody = encode_track(record, codec, window_s=1.0, min_duration_s=1.0, chroma=spec)
+    plain = Encoder(nano_codec, options).encode(tmp_path / "a.wav", track)
+    melody = Encoder(nano_codec, options, chroma=spec).encode(tmp_path / "a.wav", track)
 
     stored = (waveform * 32768).round().clamp(-32768, 32767) / 32768
     assert plain.chroma is None and melody.chroma is not None
-    np.testing.assert_array_equal(melody.chroma, chromagram(stored.mean(0).numpy(), spec))
+    np.testing.assert_array_equal(melody.chroma, chromagram(stored.mean(0).numpy()[rate:], spec))
     np.testing.assert_array_equal(melody.codes, plain.codes)
 
 
-def test_chroma_of_another_sample_rate_than_the_codecs_is_refused(tmp_path: Path) -> None:
-    codec = open_base("nano").codec()
-    spec = ChromaSpec(sample_rate=codec.spec.sample_rate + 1)
+def test_chroma_of_another_sample_rate_than_the_codecs_is_refused(nano_codec: Codec) -> None:
+    spec = ChromaSpec(sample_rate=nano_codec.spec.sample_rate + 1)
 
-    with (
-        ShardWriter(tmp_path, codec.spec, chroma=spec) as writer,
-        pytest.raises(UserError, match=r"the base takes chroma of audio at \d+ Hz, its codec .* takes \d+ Hz"),
-    ):
-        encode_corpus([], codec, writer, window_s=1.0, min_duration_s=1.0, progress=lambda _: None)
+    with pytest.raises(UserError, match=r"the base takes chroma of audio at \d+ Hz, its codec .* takes \d+ Hz"):
+        Encoder(nano_codec, EncodeOptions(), chroma=spec)

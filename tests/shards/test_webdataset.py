@@ -26,6 +26,8 @@ def assert_reads(url: str, tracks: list[Track]) -> None:
             "relative_path": track.meta.relative_path,
             "num_frames": track.meta.num_frames,
             "duration_s": track.meta.duration_s,
+            "group": track.meta.group,
+            "quality": None,
             "source": track.meta.source,
         }
 

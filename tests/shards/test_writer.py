@@ -4,36 +4,50 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from musicgen_ft import files
 from musicgen_ft.codec import CodecSpec
 from musicgen_ft.corpus.labels import Labels
-from musicgen_ft.errors import UserError
 from musicgen_ft.files import sha256
-from musicgen_ft.shards.format import Split
+from musicgen_ft.shards.format import Rejected, Split
 from musicgen_ft.shards.sidecar import read_sidecar
 from musicgen_ft.shards.track import Track, TrackMeta
-from musicgen_ft.shards.writer import ShardWriter
+from musicgen_ft.shards.writer import write_shard
 
 MakeTrack = Callable[..., Track]
 Tracks = dict[Split, list[Track]]
+
+NAME = "train-000000.tar"
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+def measured(track: Track) -> Track:
+    """The track with figures of its seconds."""
+    num_seconds = -(-track.meta.num_frames // 10)
+    return replace(track, seconds=np.arange(4 * num_seconds, dtype=np.float16).reshape(4, num_seconds))
+
+
+def write(folder: Path, tracks: list[Track], codec: CodecSpec, **options: Any) -> None:
+    write_shard(folder, NAME, tracks, split="train", codec=codec, **options)
+
+
+# ---- what is written -------------------------------------------------------------------------------------------------
+
+
 def test_same_tracks_give_same_bytes(tmp_path: Path, tracks: Tracks, make_shards: Callable[..., Path]) -> None:
     first, second = make_shards(tmp_path / "a", tracks), make_shards(tmp_path / "b", tracks)
 
     assert files_of(first) == files_of(second)
-
-
-def test_a_shard_is_closed_when_it_has_max_samples(shards: Path) -> None:
-    assert [path.name for path in sorted(shards.iterdir())] == [
+    assert list(files_of(first)) == [
         "manifest.json",
         "train-000000.index.json",
         "train-000000.tar",
@@ -44,109 +58,125 @@ def test_a_shard_is_closed_when_it_has_max_samples(shards: Path) -> None:
     ]
 
 
-def test_a_shard_is_closed_before_it_exceeds_max_shard_bytes(
-    tmp_path: Path, codec: CodecSpec, make_track: MakeTrack
-) -> None:
-    with ShardWriter(tmp_path, codec, max_shard_bytes=6000) as writer:  # a track takes 512 * (1 + 1 + 1 + 1) bytes
-        for number in range(5):
-            writer.add("train", make_track(number))
+def test_the_index_tells_where_the_members_lie(tmp_path: Path, codec: CodecSpec, tracks: Tracks) -> None:
+    returned = write_shard(tmp_path, NAME, map(measured, tracks["train"]), split="train", codec=codec)
+    sidecar = read_sidecar(tmp_path, NAME)
+    assert sidecar.seconds_offset is not None and sidecar.seconds_bytes is not None
 
-    assert [shard.num_samples for shard in writer.shards] == [2, 2, 1]
-
-
-def test_the_index_tells_where_the_members_lie(shards: Path) -> None:
-    sidecar = read_sidecar(shards, "train-000001.tar")
-
-    with tarfile.open(shards / "train-000001.tar") as tar:
+    with tarfile.open(tmp_path / NAME) as tar:
         members = {member.name: (member.offset_data, member.size) for member in tar}
-    for i, key in enumerate(sidecar.keys):
-        assert members[f"{key}.codes.npy"] == (sidecar.codes_offset[i], sidecar.codes_bytes[i])
-        assert members[f"{key}.json"] == (sidecar.json_offset[i], sidecar.json_bytes[i])
-    assert sidecar.shard.sha256 == sha256(shards / "train-000001.tar")
-    assert sidecar.shard.num_bytes == (shards / "train-000001.tar").stat().st_size
+    assert len(members) == 3 * len(tracks["train"])
+    for i, track in enumerate(tracks["train"]):
+        assert sidecar.keys[i] == track.key
+        assert members[f"{track.key}.codes.npy"] == (sidecar.codes_offset[i], sidecar.codes_bytes[i])
+        assert members[f"{track.key}.json"] == (sidecar.json_offset[i], sidecar.json_bytes[i])
+        assert members[f"{track.key}.seconds.npy"] == (sidecar.seconds_offset[i], sidecar.seconds_bytes[i])
+    assert sidecar == returned
 
 
-def test_an_exception_leaves_only_full_shards_and_no_temporaries(
+def test_the_index_tells_of_the_tar(tmp_path: Path, codec: CodecSpec, tracks: Tracks) -> None:
+    shard = write_shard(tmp_path, NAME, tracks["train"], split="train", codec=codec).shard
+
+    assert (shard.name, shard.split, shard.num_samples, shard.num_frames) == (NAME, "train", 6, 224)
+    assert (shard.sha256, shard.num_bytes) == (sha256(tmp_path / NAME), (tmp_path / NAME).stat().st_size)
+
+
+def test_the_index_keeps_what_prepare_wants_to_know_again(
     tmp_path: Path, codec: CodecSpec, make_track: MakeTrack
 ) -> None:
-    def prepare() -> None:
-        with ShardWriter(tmp_path, codec, max_samples=2) as writer:
-            for number in range(3):
-                writer.add("train", make_track(number))
-            writer.add("valid", make_track(9))
-            raise RuntimeError("the GPU is gone")
+    alone = replace(make_track(3), state="5ta7e", codes_state="c0de5")
+    of_album = replace(make_track(4), meta=replace(make_track(4).meta, group="an album"))
+    rejected = [Rejected(relative_path="folk/noise.wav", reason="the codec carries it with 1.0 dB")]
+
+    write(tmp_path, [alone, of_album], codec, settings="window_s=30", rejected=rejected)
+
+    sidecar = read_sidecar(tmp_path, NAME)
+    assert sidecar.keys == ["track_003", "track_004"]
+    assert sidecar.groups == ["track_003", "an album"]  # a track of no group is one by itself
+    assert (sidecar.states, sidecar.codes_states) == (["5ta7e", ""], ["c0de5", ""])
+    assert (sidecar.settings, sidecar.codec_sha256) == ("window_s=30", codec.sha256)
+    assert sidecar.rejected == rejected
+
+
+def test_a_shard_of_which_every_track_was_rejected_is_written(tmp_path: Path, codec: CodecSpec) -> None:
+    write(tmp_path, [], codec, rejected=[Rejected(relative_path="a.wav", reason="no samples")])
+
+    sidecar = read_sidecar(tmp_path, NAME)
+    assert (sidecar.shard.num_samples, sidecar.keys, sidecar.num_frames) == (0, [], [])
+    with tarfile.open(tmp_path / NAME) as tar:
+        assert tar.getnames() == []
+
+
+# ---- what goes wrong -------------------------------------------------------------------------------------------------
+
+
+def test_an_exception_leaves_nothing(tmp_path: Path, codec: CodecSpec, make_track: MakeTrack) -> None:
+    def tracks() -> Any:
+        yield make_track(0)
+        raise RuntimeError("the GPU is gone")
 
     with pytest.raises(RuntimeError, match="the GPU is gone"):
-        prepare()
+        write_shard(tmp_path, NAME, tracks(), split="train", codec=codec)
 
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["train-000000.index.json", "train-000000.tar"]
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_kill_leaves_no_tar_without_index_and_a_second_run_completes_the_same_bytes(
-    tmp_path: Path, codec: CodecSpec
-) -> None:
+def test_a_kill_leaves_nothing_under_the_final_names(tmp_path: Path, codec: CodecSpec) -> None:
     program = f"""
 import os, signal
 import numpy as np
 from musicgen_ft.codec import CodecSpec
 from musicgen_ft.corpus.labels import Labels
 from musicgen_ft.shards.track import Track, TrackMeta
-from musicgen_ft.shards.writer import ShardWriter
+from musicgen_ft.shards.writer import write_shard
 from pathlib import Path
 
-with ShardWriter(Path({str(tmp_path / "killed")!r}), {codec!r}, max_samples=2) as writer:
-    for number in range(5):
-        meta = TrackMeta(labels=Labels(), relative_path="a.wav", num_frames=6, duration_s=0.6)
-        codes = np.full((3, 6), number, dtype=np.uint16)
-        writer.add("train", Track(key=f"t{{number}}", codes=codes, meta=meta))
+def tracks():
+    meta = TrackMeta(labels=Labels(), relative_path="a.wav", num_frames=6, duration_s=0.6)
+    yield Track(key="a", codes=np.zeros((3, 6), np.uint16), meta=meta)
     os.kill(os.getpid(), signal.SIGKILL)
+
+write_shard(Path({str(tmp_path)!r}), {NAME!r}, tracks(), split="train", codec={codec!r})
 """
     killed = subprocess.run([sys.executable, "-c", program], check=False)
-    found = {path.name for path in (tmp_path / "killed").iterdir()}
 
     assert killed.returncode == -signal.SIGKILL
-    assert {name for name in found if not name.startswith(".")} == {
-        f"train-00000{number}.{kind}" for number in (0, 1) for kind in ("tar", "index.json")
-    }
-    assert any(name.startswith(".train-000002.tar.tmp-") for name in found)
-
-    def write(folder: Path) -> int:
-        written = 0
-        with ShardWriter(folder, codec, max_samples=2) as writer:
-            for number in range(5):
-                if (key := f"t{number}") not in writer:
-                    meta = TrackMeta(labels=Labels(), relative_path="a.wav", num_frames=6, duration_s=0.6)
-                    writer.add("train", Track(key=key, codes=np.full((3, 6), number, dtype=np.uint16), meta=meta))
-                    written += 1
-        return written
-
-    assert (write(tmp_path / "killed"), write(tmp_path / "whole")) == (1, 5)
-    assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(f".{NAME}.tmp-")
 
 
-def test_a_folder_begun_with_another_config_or_codec_is_refused(
-    tmp_path: Path, codec: CodecSpec, make_track: MakeTrack
+@pytest.mark.parametrize("num_renames", [0, 1])
+def test_no_tar_is_ever_without_its_index(
+    tmp_path: Path, codec: CodecSpec, make_track: MakeTrack, monkeypatch: pytest.MonkeyPatch, num_renames: int
 ) -> None:
-    with ShardWriter(tmp_path, codec, fingerprint="segments of 30 s") as writer:
-        writer.add("train", make_track(0))
+    replace_file, done = os.replace, list[Path]()
 
-    with pytest.raises(UserError, match="begun with another codec or config"):
-        ShardWriter(tmp_path, codec, fingerprint="segments of 10 s")
+    def stop(source: Path, target: Path) -> None:
+        if len(done) == num_renames:
+            raise KeyboardInterrupt
+        done.append(target)
+        replace_file(source, target)
+
+    monkeypatch.setattr(files.os, "replace", stop)
+
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path, [make_track(0)], codec)
+
+    assert [path.name for path in tmp_path.iterdir()] == ["train-000000.index.json"][:num_renames]
 
 
-def test_a_damaged_shard_is_not_taken_over(tmp_path: Path, codec: CodecSpec, make_track: MakeTrack) -> None:
-    with ShardWriter(tmp_path, codec) as writer:
-        writer.add("train", make_track(0))
-    path = tmp_path / "train-000000.tar"
-    path.write_bytes(path.read_bytes()[:-700])
+def test_a_full_disk_leaves_no_temporaries(
+    tmp_path: Path, codec: CodecSpec, make_track: MakeTrack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
 
-    with pytest.raises(UserError, match=r"train-000000\.tar is damaged"):
-        ShardWriter(tmp_path, codec)
+    monkeypatch.setattr(os, "fsync", full)
 
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path, [make_track(0)], codec)
 
-def test_a_complete_folder_is_refused(shards: Path, codec: CodecSpec) -> None:
-    with pytest.raises(UserError, match="holds complete shards"):
-        ShardWriter(shards, codec)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -163,8 +193,10 @@ def test_codes_that_are_not_the_codecs_are_refused(
 ) -> None:
     meta = TrackMeta(labels=Labels(), relative_path="a.wav", num_frames=codes.shape[1], duration_s=0.6)
 
-    with ShardWriter(tmp_path, codec) as writer, pytest.raises(ValueError, match=message):
-        writer.add("train", Track(key="a", codes=codes, meta=meta))
+    with pytest.raises(ValueError, match=f"track a: {message}"):
+        write(tmp_path, [Track(key="a", codes=codes, meta=meta)], codec)
+
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("key", ["", "a.b", "a b", "/a", "a/", "a//b", "ä" * 41, "..", "a\\b"])
@@ -175,28 +207,30 @@ def test_a_key_that_a_tar_or_webdataset_would_bend_is_refused(make_track: MakeTr
         Track(key=key, codes=good.codes, meta=good.meta)
 
 
-def test_a_key_comes_once_in_the_whole_folder(tmp_path: Path, codec: CodecSpec, make_track: MakeTrack) -> None:
-    with ShardWriter(tmp_path, codec, max_samples=1) as writer:
-        writer.add("train", make_track(0))
-        writer.add("train", make_track(1))
-
-        with pytest.raises(ValueError, match="track_000: its key is taken"):
-            writer.add("valid", make_track(0))
+def test_a_key_comes_once_in_a_shard(tmp_path: Path, codec: CodecSpec, make_track: MakeTrack) -> None:
+    with pytest.raises(ValueError, match="track_000: its key is taken, expected each key once"):
+        write(tmp_path, [make_track(0), make_track(1), make_track(0)], codec)
 
 
-def test_a_full_disk_leaves_no_temporaries(
-    tmp_path: Path, codec: CodecSpec, make_track: MakeTrack, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("measured_ones", [{0}, {1}])
+def test_tracks_with_and_without_figures_of_their_seconds_do_not_mix(
+    tmp_path: Path, codec: CodecSpec, make_track: MakeTrack, measured_ones: set[int]
 ) -> None:
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
+    tracks = [measured(make_track(number)) if number in measured_ones else make_track(number) for number in range(2)]
 
-    def prepare() -> None:
-        with ShardWriter(tmp_path, codec) as writer:
-            writer.add("train", make_track(0))
-            writer.add("valid", make_track(1))
-            monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ValueError, match=r"track track_001: it has .*, the tracks before it"):
+        write(tmp_path, tracks, codec)
 
-    with pytest.raises(OSError, match="No space left"):
-        prepare()
+
+def test_figures_of_seconds_of_another_shape_are_refused(
+    tmp_path: Path, codec: CodecSpec, make_track: MakeTrack
+) -> None:
+    with pytest.raises(ValueError, match=r"float16 \[3, 2\], expected float16 \[4, S\]"):
+        write(tmp_path, [replace(make_track(0), seconds=np.zeros((3, 2), np.float16))], codec)
+
+
+def test_a_name_that_is_not_its_splits_is_refused(tmp_path: Path, codec: CodecSpec, make_track: MakeTrack) -> None:
+    with pytest.raises(ValueError, match=r"'train-000000\.tar' of split 'valid' is not a shard's name"):
+        write_shard(tmp_path, NAME, [make_track(0)], split="valid", codec=codec)
 
     assert list(tmp_path.iterdir()) == []

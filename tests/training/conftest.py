@@ -17,10 +17,9 @@ from musicgen_ft.corpus.labels import Labels
 from musicgen_ft.model.conditioning import TextEncoder
 from musicgen_ft.model.lm import LanguageModel
 from musicgen_ft.shards.datamodule import ShardDataModule
-from musicgen_ft.shards.format import Manifest, Split, write_manifest
+from musicgen_ft.shards.format import Split
 from musicgen_ft.shards.index import ShardIndex
 from musicgen_ft.shards.track import Track, TrackMeta
-from musicgen_ft.shards.writer import ShardWriter
 from musicgen_ft.training.data import build_data, probe
 from musicgen_ft.training.module import FinetuneModule
 from musicgen_ft.training.run import RunFolder, RunInfo
@@ -61,20 +60,16 @@ def track(number: int, num_frames: int) -> Track:
 
 
 @pytest.fixture(scope="session")
-def make_shards(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def make_shards(tmp_path_factory: pytest.TempPathFactory, write_folder: Callable[..., Path]) -> Callable[..., Path]:
     """A function that writes shards of tracks with so many frames each."""
 
     def make(*, train: tuple[int, ...], valid: tuple[int, ...]) -> Path:
-        folder = tmp_path_factory.mktemp("shards")
         lengths: dict[Split, tuple[int, ...]] = {"train": train, "valid": valid}
-        with ShardWriter(folder, CODEC) as writer:
-            for first, (split, of_split) in zip((0, 100), lengths.items(), strict=True):
-                for number, num_frames in enumerate(of_split, start=first):
-                    writer.add(split, track(number, num_frames))
-        write_manifest(
-            folder, Manifest(codec=CODEC, base="nano", shards=writer.shards, config={}, toolkit_version="0.1.0")
-        )
-        return folder
+        tracks = {
+            split: [track(number, num_frames) for number, num_frames in enumerate(of_split, start=first)]
+            for first, (split, of_split) in zip((0, 100), lengths.items(), strict=True)
+        }
+        return write_folder(tmp_path_factory.mktemp("shards"), CODEC, tracks)
 
     return make
 
