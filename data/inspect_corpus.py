@@ -97,8 +97,9 @@ def of_shards(folder: Path) -> "tuple[list[ReportTrack], Excerpt]":
     """Every file that shards were made of, and a way to hear what the codec makes of it."""
     import dataclasses
 
+    from musicgen_ft.errors import UserError
     from musicgen_ft.report.excerpts import of_codes
-    from musicgen_ft.shards.format import SPLITS, Split
+    from musicgen_ft.shards.format import PREPARE_COMMAND, SPLITS, TRACKS_NAME, Split
     from musicgen_ft.shards.index import ShardIndex
     from musicgen_ft.shards.work import read_tracks
 
@@ -112,6 +113,8 @@ def of_shards(folder: Path) -> "tuple[list[ReportTrack], Excerpt]":
             split, i = places[track.id]
             track = dataclasses.replace(track, quality=index.split(split).meta(i).quality)
         tracks.append(track)
+    if not tracks:
+        raise UserError(f"{folder / TRACKS_NAME} is missing: what became of every file. Run: {PREPARE_COMMAND}")
     return tracks, of_codes(index, places, duration_s=EXCERPT_S)
 
 

@@ -250,7 +250,10 @@ def _open(path: Path) -> Iterator[tuple["InputContainer", "AudioStream"]]:
         with av.open(str(path), timeout=TIMEOUT_S, metadata_errors="replace") as container:
             if not container.streams.audio:
                 raise AudioError(f"{path}: no audio stream")
-            yield container, container.streams.audio[0]
+            stream: AudioStream = container.streams.audio[0]
+            if stream.codec_context is None:  # a damaged header names a codec that nobody knows
+                raise AudioError(f"{path}: its codec is not known")
+            yield container, stream
     except FFmpegError as error:
         raise AudioError(f"{path}: {error.strerror}") from error
 

@@ -103,6 +103,20 @@ def test_three_channels_are_refused(tmp_path: Path) -> None:
         AudioReader(tmp_path / "a.wav", sample_rate=32000, channels=3)
 
 
+@pytest.mark.parametrize(("rate", "channels"), [(8000, 1), (44100, 2), (48000, 6)])
+def test_a_file_is_read_as_it_is_where_nothing_is_asked_for(tmp_path: Path, rate: int, channels: int) -> None:
+    waveform = sine(441, rate, 1.3, *(0.1 * (1 + channel) for channel in range(channels)))
+    path = encode(tmp_path / "a.wav", waveform, rate, codec="pcm_f32le")
+
+    reader = AudioReader(path, sample_rate=None, channels=None, block_s=0.5)
+    blocks = list(reader.blocks())
+
+    np.testing.assert_array_equal(np.concatenate(blocks, axis=1), waveform)
+    assert [block.shape[1] for block in blocks[:-1]] == [round(0.5 * rate)] * 2
+    assert (reader.source_sample_rate, reader.source_channels) == (rate, channels)
+    assert reader.num_samples == waveform.shape[1]
+
+
 def test_blocks_joined_equal_the_whole_track_resampled_at_once(tmp_path: Path) -> None:
     source = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 44100 * 3)).astype(np.float32)
     path = encode(tmp_path / "a.wav", source, 44100, codec="pcm_f32le")

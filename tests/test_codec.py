@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,55 @@ def test_codes_of_a_track_depend_on_its_samples_and_not_on_its_blocks(
     found = nano_codec.encode_track(cut(samples, sizes), window_s=1.0, context_s=0.2)
     assert found.shape == (4, math.ceil(num_samples / HOP))
     np.testing.assert_array_equal(found, nano_codec.encode_track([samples], window_s=1.0, context_s=0.2))
+
+
+@pytest.mark.parametrize("num_samples", [16_000 + 1, 5 * 16_000 + 777])
+@pytest.mark.parametrize("windows_at_once", [2, 3, 8])
+def test_windows_of_one_batch_have_the_codes_they_have_alone(
+    nano_codec: Codec, signal: Callable[[int], np.ndarray], num_samples: int, windows_at_once: int
+) -> None:
+    blocks = cut(signal(num_samples), [999, 16_000])
+    alone = nano_codec.encode_track(blocks, window_s=1.0, context_s=0.2)
+    found = nano_codec.encode_track(blocks, window_s=1.0, context_s=0.2, windows_at_once=windows_at_once)
+    assert found.shape == alone.shape
+    assert (found == alone).mean(1).min() >= 0.995  # room for near ties: other kernels sum in another order
+
+
+def test_windows_tell_which_samples_their_codes_are_of(nano_codec: Codec, signal: Callable[[int], np.ndarray]) -> None:
+    samples = signal(3 * 16_000 + 999)
+    windows = list(nano_codec.encode_windows([samples], window_s=1.0, context_s=0.2, windows_at_once=2))
+    kept = [window.samples[:, window.kept] for window in windows]
+    np.testing.assert_array_equal(np.concatenate(kept, axis=1), samples)
+    assert [window.kept_codes.shape for window in windows] == [(4, math.ceil(part.shape[1] / HOP)) for part in kept]
+    codes = np.concatenate([window.kept_codes for window in windows], axis=1)
+    np.testing.assert_array_equal(
+        codes, nano_codec.encode_track([samples], window_s=1.0, context_s=0.2, windows_at_once=2)
+    )
+
+
+def test_a_batch_has_so_many_windows_of_one_length(
+    nano_codec: Codec, signal: Callable[[int], np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[tuple[int, ...]] = []
+    encode = nano_codec.encode
+
+    def measure(waveform: torch.Tensor) -> torch.Tensor:
+        shapes.append(tuple(waveform.shape))
+        return encode(waveform)
+
+    monkeypatch.setattr(nano_codec, "encode", measure)
+    nano_codec.encode_track([signal(8 * 16_000)], window_s=1.0, context_s=0.2, windows_at_once=4)
+    # The first and the last window have context on one side only.
+    assert shapes == [(1, 1, 19_200), (4, 1, 22_400), (2, 1, 22_400), (1, 1, 19_200)]
+
+
+def test_threads_share_a_codec(nano_codec: Codec, signal: Callable[[int], np.ndarray]) -> None:
+    tracks = [signal(16_000 + 500 * number) for number in range(6)]
+    expected = [nano_codec.encode_track([track], window_s=1.0) for track in tracks]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda track: nano_codec.encode_track([track], window_s=1.0), tracks))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_a_track_without_samples_has_no_frames(nano_codec: Codec) -> None:

@@ -88,8 +88,13 @@ def write_lease(folder: Path, *, age_s: float, **changes: Any) -> Path:
     """The lease of an owner on another machine."""
     path = folder / "task.lease"
     path.write_text(json.dumps({"host": "elsewhere pid:[1]", "pid": os.getpid(), "born": "1", **changes}))
-    os.utime(path, (time.time() - age_s,) * 2)
+    make_old(path, age_s)
     return path
+
+
+def make_old(path: Path, age_s: float) -> None:
+    then = time.time() - age_s
+    os.utime(path, (then, then))
 
 
 # ---- one owner -------------------------------------------------------------------------------------------------------
@@ -201,7 +206,7 @@ def test_a_lease_whose_owner_died_before_it_wrote_its_name_is_taken_over_when_it
 ) -> None:
     path = write_lease(tmp_path, age_s=age_s)
     path.write_text("")
-    os.utime(path, (time.time() - age_s,) * 2)
+    make_old(path, age_s)
 
     assert claims(Leases(tmp_path, stale_s=60)) == is_free
 

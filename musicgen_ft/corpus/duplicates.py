@@ -20,8 +20,8 @@ MIN_SHARE = 0.4
 # Share of the different hashes that is aligned. Copies have 0.09 (loud ones, clipped by 6 dB) to 1; other pieces of one
 # tempo, key and set of instruments have up to 0.13, but then at many offsets alike, bar by bar.
 _SURE_SCORE = 0.165  # enough by itself: a copy of a loop fits at many offsets too
-_MIN_SCORE = 0.07  # enough if the best offset stands out
-_MIN_PROMINENCE = 4.0  # times the votes of the next best offset
+_MIN_SCORE = 0.07  # enough if the best offset stands out, for long
+_MIN_PROMINENCE = 3.5  # times the votes of the next best offset, times the share: copies of a low score have 5 and more
 
 _REACH = 16  # tracks of a hash's list with which a track is paired: a hash that is everywhere says little
 _MAX_REPEATS = 32  # occurrences of a hash in a track that vote for an offset: loops have thousands
@@ -166,7 +166,7 @@ def _align(one: Fingerprint, other: Fingerprint) -> tuple[float, float] | None:
         return None
     score = math.sqrt(parts[0].score * parts[1].score)
     share = min(parts, key=lambda part: part.length).share
-    stands_out = score >= _MIN_SCORE and prominence >= _MIN_PROMINENCE
+    stands_out = score >= _MIN_SCORE and prominence * share >= _MIN_PROMINENCE
     is_copy = share >= MIN_SHARE and (score >= _SURE_SCORE or stands_out)
     return (offset * FRAME_S, share) if is_copy else None
 

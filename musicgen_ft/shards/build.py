@@ -70,6 +70,14 @@ class Builder:
 
     def build_shard(self, name: str) -> None:
         """Encodes the tracks of a shard that are not encoded yet, and writes it."""
+        try:
+            self._build_shard(name)
+        except FileNotFoundError:
+            if not self.is_done(name):
+                raise
+            # Another worker took this one for dead, was faster, and removed the parts: the shard is the same.
+
+    def _build_shard(self, name: str) -> None:
         shard = self.work.planned(name)
         rejected = self._encode(shard)
         for file in rejected:

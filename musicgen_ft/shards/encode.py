@@ -22,7 +22,6 @@ from musicgen_ft.shards.plan import PlannedTrack
 from musicgen_ft.shards.track import Codes, Track, TrackMeta
 from musicgen_ft.stems import Separator, converted
 
-
 SAME_LENGTH_S = 0.1
 """A track that is so much longer or shorter than its file was when it was surveyed is of another file."""
 
@@ -109,6 +108,8 @@ class Encoder:
             AudioError: if the file cannot be decoded any more, or is another one than when it was planned.
             OSError: if it cannot be read.
         """
+        if path.stat().st_size != track.num_bytes:
+            raise AudioError(f"{path}: it changed since it was surveyed. Run again.")
         spec = self.codec.spec
         blocks = self._sound(path, track)
         melody = None if self.chroma is None else ChromaStream(self.chroma)

@@ -44,6 +44,8 @@ class PlannedTrack:
     """Figures of the file."""
     seconds: Seconds
     """Figures of its seconds."""
+    num_bytes: int
+    """Size of the file: one of another size is another file, and was not surveyed."""
     audio_sha256: str
     """Hash of the file's samples."""
     is_truncated: bool
@@ -106,6 +108,7 @@ def planned_track(track: Assessed, settings: str) -> PlannedTrack:
         duration_s=verdict.duration_s(survey.quality),
         quality=survey.quality,
         seconds=survey.seconds[:, verdict.start_s : verdict.stop_s],
+        num_bytes=survey.num_bytes,
         audio_sha256=survey.audio_sha256,
         is_truncated=survey.is_truncated,
         num_bad_packets=survey.num_bad_packets,

@@ -76,8 +76,8 @@ class WorkFolder:
 
     def planned(self, name: str) -> PlannedShard:
         """One shard of the plan."""
-        lines = (self._plan / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-        tracks = tuple(PlannedTrack.from_dict(json.loads(line)) for line in lines)
+        with (self._plan / f"{name}.jsonl").open(encoding="utf-8") as file:  # no splitlines: labels hold U+2028
+            tracks = tuple(PlannedTrack.from_dict(json.loads(line)) for line in file)
         return PlannedShard(name=name, split="train" if name.startswith("train-") else "valid", tracks=tracks)
 
     def num_planned(self) -> int:

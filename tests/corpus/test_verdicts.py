@@ -9,7 +9,16 @@ from musicgen_ft.corpus.verdicts import Rules, Verdict, drop, judge
 
 MakeQuality = Callable[..., Quality]
 
-RULES = Rules(min_bandwidth_khz=8.0)
+RULES = Rules(
+    min_duration_s=1.0,
+    trim_silence=True,
+    trim_fades=False,
+    max_silent_share=0.5,
+    min_loudness_lufs=-50.0,
+    max_clipped_share=0.05,
+    max_dc_offset=0.1,
+    min_bandwidth_khz=8.0,
+)
 
 
 def test_a_good_track_is_kept_without_a_word(make_quality: MakeQuality) -> None:

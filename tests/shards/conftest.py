@@ -79,7 +79,7 @@ def make_planned(make_quality: Callable[..., Quality]) -> Callable[..., PlannedT
             "labels": Labels(description=f"song {number}", genre="folk"), "group": f"album {number // 2}",
             "start_s": 0, "stop_s": None, "duration_s": duration_s, "quality": make_quality(duration_s=duration_s),
             "seconds": np.full((4, math.ceil(duration_s)), -20, np.float16), "audio_sha256": f"{number:064x}",
-            "is_truncated": False, "num_bad_packets": 0, "settings": "window_s=30",
+            "num_bytes": 44, "is_truncated": False, "num_bad_packets": 0, "settings": "window_s=30",
         }  # fmt: skip
         return PlannedTrack(**{**facts, **changes})
 

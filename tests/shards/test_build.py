@@ -39,9 +39,15 @@ def corpus(tmp_path: Path, nano_codec: Codec) -> Path:
 
 
 @pytest.fixture
-def planned(make_planned: Callable[..., PlannedTrack], encoder: Encoder) -> list[PlannedTrack]:
+def planned(make_planned: Callable[..., PlannedTrack], encoder: Encoder, corpus: Path) -> list[PlannedTrack]:
     return [
-        make_planned(number, duration_s=1.3 + 0.3 * number, relative_path=f"{number}.wav", settings=encoder.settings)
+        make_planned(
+            number,
+            duration_s=1.3 + 0.3 * number,
+            relative_path=f"{number}.wav",
+            num_bytes=(corpus / f"{number}.wav").stat().st_size,
+            settings=encoder.settings,
+        )
         for number in range(4)
     ]
 
@@ -244,6 +250,41 @@ def test_an_error_of_ours_ends_the_build_and_leaves_its_parts(
     assert list(work.leases.folder.iterdir()) == []
 
 
+@pytest.mark.parametrize("step", ["_encode", "_encode_track"])
+def test_a_worker_that_was_taken_for_dead_and_overtaken_is_no_error(
+    tmp_path: Path,
+    corpus: Path,
+    encoder: Encoder,
+    planned: list[PlannedTrack],
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+) -> None:
+    work = work_in(tmp_path / "out", planned)
+    slow, fast = builder_of(work, encoder, corpus, workers=1), builder_of(work, encoder, corpus)
+    finish = getattr(slow, step)
+
+    def overtaken(what: Any) -> Any:
+        found = finish(what)
+        if not fast.is_done(NAME):
+            fast.build_shard(NAME)
+        return found
+
+    monkeypatch.setattr(slow, step, overtaken)
+
+    slow.build([NAME])
+
+    assert read_sidecar(work.out, NAME).keys == [track.key for track in planned]
+    assert list(work.leases.folder.iterdir()) == []
+
+
+def test_labels_may_hold_any_character(tmp_path: Path, planned: list[PlannedTrack]) -> None:
+    labels = Labels(description="one\u2028two\x85three\x0bfour\r\nfive", title="für dich")
+    work = work_in(tmp_path / "out", [replace(planned[0], labels=labels), planned[1]])
+
+    assert [track.labels for track in work.planned(NAME).tracks] == [labels, planned[1].labels]
+    assert work.num_planned() == 2
+
+
 # ---- nothing is encoded twice ----------------------------------------------------------------------------------------
 
 
@@ -318,7 +359,9 @@ def test_a_part_survives_the_disk(tmp_path: Path, corpus: Path, encoder: Encoder
 
     np.testing.assert_array_equal(read.codes, encoded.codes)
     np.testing.assert_array_equal(read.snr_seconds, encoded.snr_seconds)
-    assert (read.snr_db, read.chroma, read.codes.dtype) == (encoded.snr_db, None, np.uint16)
+    assert read.codes.dtype == np.uint16
+    assert read.snr_db == encoded.snr_db
+    assert read.chroma is None
     chroma = np.arange(5, dtype=np.uint8)
     write_encoded(tmp_path / "part.npz", replace(encoded, chroma=chroma))
     np.testing.assert_array_equal(read_encoded(tmp_path / "part.npz").chroma, chroma)
@@ -342,3 +385,15 @@ def test_on_a_cpu_each_track_has_one_thread() -> None:
 def test_there_are_as_many_workers_as_cores_as_far_as_memory_goes(nano_codec: Codec) -> None:
     assert default_workers(nano_codec, window_s=1.0, cores=3) == 3
     assert default_workers(nano_codec, window_s=1e7, cores=3) == 1
+
+
+def test_a_file_that_changed_since_its_survey_is_left_out_and_named(
+    tmp_path: Path, corpus: Path, encoder: Encoder, planned: list[PlannedTrack]
+) -> None:
+    work = work_in(tmp_path / "out", planned)
+    (corpus / "2.wav").write_bytes((corpus / "3.wav").read_bytes())
+
+    builder_of(work, encoder, corpus).build([NAME])
+
+    (rejected,) = read_sidecar(work.out, NAME).rejected
+    assert (rejected.relative_path, rejected.reason) == ("2.wav", "it changed since it was surveyed. Run again.")

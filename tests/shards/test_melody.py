@@ -333,7 +333,7 @@ def test_a_track_is_encoded_with_the_chroma_of_its_mono_mix(
     write_wav(tmp_path / "a.wav", waveform, rate)
     spec = ChromaSpec(sample_rate=rate, n_fft=512, hop_length=128)
     options = EncodeOptions(window_s=1.0, codec_check_s=0.0)
-    track = make_planned(start_s=1, duration_s=2.0)
+    track = make_planned(start_s=1, duration_s=2.0, num_bytes=(tmp_path / "a.wav").stat().st_size)
 
     plain = Encoder(nano_codec, options).encode(tmp_path / "a.wav", track)
     melody = Encoder(nano_codec, options, chroma=spec).encode(tmp_path / "a.wav", track)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from musicgen_ft import files
 from musicgen_ft.codec import CodecSpec
 from musicgen_ft.corpus.labels import Labels
 from musicgen_ft.files import sha256
@@ -157,7 +156,7 @@ def test_no_tar_is_ever_without_its_index(
         done.append(target)
         replace_file(source, target)
 
-    monkeypatch.setattr(files.os, "replace", stop)
+    monkeypatch.setattr(os, "replace", stop)
 
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path, [make_track(0)], codec)
