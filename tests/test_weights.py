@@ -3,16 +3,30 @@
 import io
 import json
 import pickle
+import resource
 import stat
+import weakref
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from musicgen_ft.errors import UserError
-from musicgen_ft.weights import read_folder, read_pickle, write_safetensors
+from musicgen_ft.weights import (
+    LazyTensors,
+    cast,
+    from_files,
+    like_of,
+    read_folder,
+    read_pickle,
+    write_release,
+    write_safetensors,
+)
 
 TENSORS = {"decoder.a": torch.arange(6.0).reshape(2, 3), "decoder.b": torch.ones(5), "text.c": torch.zeros(4)}
 
@@ -174,3 +188,146 @@ def test_written_safetensors_read_back_bit_equal_and_are_readable_by_others(tmp_
     plain = tmp_path / "plain"
     plain.touch()
     assert stat.S_IMODE((tmp_path / "model.safetensors").stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+# ---- written tensor by tensor ----------------------------------------------------------------------------------------
+
+EVERY_KIND = {
+    "b.half": torch.randn(3, 2).half(),
+    "a.float": torch.randn(4, 1, 5),
+    "brain": torch.randn(7).bfloat16(),
+    "double": torch.randn(2).double(),
+    "long": torch.tensor(3),
+    "int": torch.arange(5, dtype=torch.int32),
+    "short": torch.arange(6, dtype=torch.int16),
+    "char": torch.arange(3, dtype=torch.int8),
+    "byte": torch.arange(9, dtype=torch.uint8),
+    "bool": torch.tensor([True, False, True]),
+    "empty": torch.zeros(0, 4),
+    "né": torch.ones(1),
+}
+
+
+def same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
+    return found.keys() == expected.keys() and all(
+        found[name].dtype == value.dtype and torch.equal(found[name], value) for name, value in expected.items()
+    )
+
+
+def one_at_a_time(tensors: dict[str, Tensor]) -> LazyTensors:
+    """Copies of the tensors, each of which must be gone when the next is asked for."""
+    given: list[weakref.ref[Tensor]] = []
+
+    def make(name: str) -> Tensor:
+        assert not [reference for reference in given if reference() is not None]
+        tensor = tensors[name].clone()
+        given.append(weakref.ref(tensor))
+        return tensor
+
+    return LazyTensors(like_of(tensors), make)
+
+
+def test_safetensors_have_the_bytes_that_their_library_writes(tmp_path: Path) -> None:
+    save_file(EVERY_KIND, tmp_path / "theirs", {"format": "pt"})
+    write_safetensors(tmp_path / "ours", one_at_a_time(EVERY_KIND), {"format": "pt"})
+
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    assert same(load_file(tmp_path / "ours"), EVERY_KIND)
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_a_release_is_read_by_torch_as_what_torch_writes(tmp_path: Path, mmap: bool) -> None:
+    tensors = EVERY_KIND | {"strided": torch.randn(4, 5).T}
+    write_release(tmp_path / "ours.bin", "best_state", one_at_a_time(tensors), {"xp.cfg": "dim: 3\n", "exported": True})
+
+    found = torch.load(tmp_path / "ours.bin", weights_only=True, mmap=mmap)
+    assert list(found) == ["best_state", "xp.cfg", "exported"]
+    assert (found["xp.cfg"], found["exported"]) == ("dim: 3\n", True)
+    assert same(found["best_state"], tensors)
+    assert all(value.is_contiguous() and not value.requires_grad for value in found["best_state"].values())
+    found["best_state"]["a.float"][0] = 1.0  # its own memory, as of a file that torch wrote
+
+
+def test_a_release_is_a_sound_zip_archive_whose_tensors_are_aligned(tmp_path: Path) -> None:
+    path = tmp_path / "state_dict.bin"
+    write_release(path, "best_state", EVERY_KIND, {})
+
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        assert all(record.compress_type == zipfile.ZIP_STORED for record in archive.infolist())
+    found = torch.load(path, weights_only=True, mmap=True)["best_state"]
+    assert {value.data_ptr() % 64 for value in found.values() if value.numel()} == {0}
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+def write_as_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    write_safetensors(path, tensors, {})
+
+
+def write_as_release(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    write_release(path, "best_state", tensors, {})
+
+
+@pytest.mark.parametrize("write", [write_as_safetensors, write_as_release])
+def test_a_tensor_other_than_was_announced_is_refused(tmp_path: Path, write: Any) -> None:
+    lying = LazyTensors({"a": torch.empty(3, device="meta")}, lambda name: torch.zeros(4))
+    with pytest.raises(ValueError, match="announced"):
+        write(tmp_path / "file", lying)
+
+
+@pytest.mark.parametrize("write", [write_as_safetensors, write_as_release])
+def test_a_full_disk_is_an_oserror(tmp_path: Path, write: Any) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write(tmp_path / "file", {"a": torch.zeros(5000), "b": torch.zeros(5000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+# ---- lazy tensors ----------------------------------------------------------------------------------------------------
+
+
+def test_lazy_tensors_are_made_when_they_are_asked_for_and_not_before() -> None:
+    asked: list[str] = []
+
+    def make(name: str) -> Tensor:
+        asked.append(name)
+        return TENSORS[name]
+
+    lazy = LazyTensors(like_of(TENSORS), make)
+    joined = cast(lazy, torch.float16) | {"decoder.b": torch.zeros(2), "new": torch.ones(3)}
+    assert list(joined) == [*TENSORS, "new"]
+    assert {name: (tuple(value.shape), value.dtype) for name, value in like_of(joined).items()} == {
+        "decoder.a": ((2, 3), torch.float16),
+        "decoder.b": ((2,), torch.float32),
+        "text.c": ((4,), torch.float16),
+        "new": ((3,), torch.float32),
+    }
+    assert all(value.is_meta for value in like_of(joined).values())
+    assert asked == []
+
+    assert torch.equal(joined["decoder.a"], TENSORS["decoder.a"].half())
+    assert torch.equal(joined["decoder.b"], torch.zeros(2))
+    assert asked == ["decoder.a"]
+    with pytest.raises(KeyError):
+        joined["nothing"]
+
+
+def test_files_are_mapped_anew_after_a_part_and_the_old_mapping_is_let_go(tmp_path: Path) -> None:
+    tensors = {f"layers.{i}": torch.full((1000,), float(i)) for i in range(20)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    mappings: list[list[weakref.ref[Tensor]]] = []
+
+    def read() -> Mapping[str, Tensor]:
+        assert not [reference for mapping in mappings for reference in mapping if reference() is not None]
+        found = read_folder(tmp_path)
+        mappings.append([weakref.ref(value) for value in found.values()])
+        return found
+
+    lazy = from_files(read, num_parts=4)
+    assert all(torch.equal(lazy[name], value) for name, value in tensors.items())
+    assert len(mappings) == 4

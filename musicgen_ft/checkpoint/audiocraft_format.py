@@ -3,6 +3,7 @@
 Each is a ``torch.save`` of ``best_state`` (name -> tensor), ``xp.cfg`` (YAML text), ``version`` and ``exported``.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,17 @@ import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
 from transformers import EncodecConfig, EncodecModel
 
 from musicgen_ft.checkpoint.audiocraft_pattern import read_pattern, write_pattern
-from musicgen_ft.checkpoint.names import State, audiocraft_pairs, codec_pairs, from_ours, to_ours
+from musicgen_ft.checkpoint.names import State, audiocraft_pairs, codec_pairs, lazily_from_ours, to_ours
 from musicgen_ft.checkpoint.transformers_format import load_strictly
 from musicgen_ft.chroma import ChromaSpec
 from musicgen_ft.codec import Codec
 from musicgen_ft.errors import UserError
 from musicgen_ft.model.lm import LMConfig
-from musicgen_ft.weights import read_pickle, write_pickle
+from musicgen_ft.weights import read_pickle, write_release
 
 LM_FILE = "state_dict.bin"
 CODEC_FILE = "compression_state_dict.bin"
@@ -345,33 +347,35 @@ def codec_xp_config(config: Any, *, n_q: int) -> dict[str, Any]:
     }
 
 
-def write_folder(folder: Path, lm: State, config: LMConfig, codec: Codec, *, text_encoder_id: str) -> None:
+def write_folder(
+    folder: Path, lm: Mapping[str, Tensor], config: LMConfig, codec: Codec, *, text_encoder_id: str
+) -> None:
     """Writes ``state_dict.bin`` and ``compression_state_dict.bin`` into an existing folder.
 
     Args:
         folder: where to; files of the same names are overwritten.
-        lm: the language model under our names; its dtype is kept.
+        lm: the language model under our names, read one tensor at a time; its dtype is kept.
         config: its numbers.
         codec: the frozen EnCodec, written in full, so that nothing has to be fetched to play.
         text_encoder_id: a key of ``KNOWN_T5``, or ``T5_FOLDER``.
     """
-    theirs = from_ours(lm, audiocraft_pairs(config))
+    theirs = lazily_from_ours(lm, audiocraft_pairs(config))
     if config.chroma is not None:
-        theirs[_CHROMA_WINDOW] = torch.hann_window(config.chroma.n_fft).to(lm["chroma_proj.weight"].dtype)
+        window = torch.hann_window(config.chroma.n_fft)
+        theirs |= {_CHROMA_WINDOW: window.to(lm["chroma_proj.weight"].dtype)}
     _save(folder / LM_FILE, theirs, lm_xp_config(config, text_encoder_id=text_encoder_id))
     state = codec.model.state_dict()
     pairs = codec_pairs(state, num_residual_layers=codec.model.config.num_residual_layers)
     _save(
         folder / CODEC_FILE,
-        from_ours(state, pairs),
+        lazily_from_ours(state, pairs),
         codec_xp_config(codec.model.config, n_q=codec.spec.n_q // codec.spec.channels),
     )
 
 
-def _save(path: Path, state: State, config: dict[str, Any]) -> None:
-    state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+def _save(path: Path, state: Mapping[str, Tensor], config: dict[str, Any]) -> None:
     text = yaml.safe_dump(config, sort_keys=False)
-    write_pickle(path, {"best_state": state, "xp.cfg": text, "version": _VERSION, "exported": True})
+    write_release(path, "best_state", state, {"xp.cfg": text, "version": _VERSION, "exported": True})
 
 
 def _expect(section: DictConfig, **expected: Any) -> None:

@@ -6,6 +6,7 @@
 import dataclasses
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, Literal, cast
 import torch
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from torch import Tensor, nn
 from transformers import EncodecConfig, T5Config
 
 from musicgen_ft.checkpoint import audiocraft_format, transformers_format
@@ -24,7 +26,8 @@ from musicgen_ft.codec import Codec
 from musicgen_ft.errors import UserError
 from musicgen_ft.files import read_json
 from musicgen_ft.model.conditioning import TextEncoder
-from musicgen_ft.model.lm import LanguageModel, LMConfig
+from musicgen_ft.model.lm import LanguageModel, Layer, LMConfig
+from musicgen_ft.weights import like_of
 
 Flavour = Literal["audiocraft", "transformers"]
 
@@ -231,14 +234,56 @@ def build_lm(config: LMConfig, state: State, *, where: str) -> LanguageModel:
     Raises:
         UserError: if a tensor has another shape than the config says.
     """
-    with torch.device("meta"):
-        lm = LanguageModel(config)
-    for name, value in lm.state_dict().items():
-        if state[name].shape != value.shape:
-            found, expected = tuple(state[name].shape), tuple(value.shape)
-            raise UserError(f"{where}: {name} has shape {found}, its config says {expected}. Fetch the base again.")
+    lm = _empty_lm(config, state, where=where)
     lm.load_state_dict({name: value.float() for name, value in state.items()}, strict=True, assign=True)
     return lm.requires_grad_(True)
+
+
+def stream_lm(config: LMConfig, state: Mapping[str, Tensor], *, where: str) -> LanguageModel:
+    """A frozen language model in fp32 that reads the weights of a layer when it computes it, and then drops them.
+
+    Args:
+        config: its numbers.
+        state: tensors under our names, e.g. from ``from_files``.
+        where: for the error message.
+
+    Raises:
+        UserError: if a tensor has another shape than the config says.
+    """
+    lm = _empty_lm(config, state, where=where).eval().requires_grad_(False)
+    lm.load_state_dict(
+        {name: state[name].float() for name in state if not name.startswith("layers.")}, strict=False, assign=True
+    )
+
+    # Every layer in turn has the same memory, which allocating it anew would spread over the heap.
+    like = lm.layers[0].state_dict()
+    memory = {name: torch.empty_like(value, device="cpu") for name, value in like.items()}
+
+    def read(layer: nn.Module, _: Any) -> None:
+        assert isinstance(layer, Layer)
+        for name, value in memory.items():
+            value.copy_(state[f"layers.{layer.index}.{name}"])
+        layer.load_state_dict(memory, assign=True)
+
+    def drop(layer: nn.Module, *_: Any) -> None:
+        layer.load_state_dict(like, assign=True)
+
+    for layer in lm.layers:
+        layer.register_forward_pre_hook(read)
+        layer.register_forward_hook(drop)
+    return lm
+
+
+def _empty_lm(config: LMConfig, state: Mapping[str, Tensor], *, where: str) -> LanguageModel:
+    """A model on the meta device that the state fits."""
+    with torch.device("meta"):
+        lm = LanguageModel(config)
+    like = like_of(state)
+    for name, value in lm.state_dict().items():
+        if like[name].shape != value.shape:
+            found, expected = tuple(like[name].shape), tuple(value.shape)
+            raise UserError(f"{where}: {name} has shape {found}, its config says {expected}. Fetch the base again.")
+    return lm
 
 
 def _locate(name: str) -> Path:

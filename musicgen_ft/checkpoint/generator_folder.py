@@ -1,11 +1,12 @@
 """A generator folder: a language model with its base's codec and T5, in the formats of its readers."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+
+from torch import Tensor
 
 from musicgen_ft.checkpoint import audiocraft_format, transformers_format
 from musicgen_ft.checkpoint.base import Base
-from musicgen_ft.checkpoint.names import State
 from musicgen_ft.codec import Codec
 from musicgen_ft.model.conditioning import TextEncoder
 from musicgen_ft.model.lm import LMConfig
@@ -18,7 +19,7 @@ def formats_of(choice: str) -> list[str]:
 
 def write_generator(
     folder: Path,
-    state: State,
+    state: Mapping[str, Tensor],
     config: LMConfig,
     base: Base,
     codec: Codec,
@@ -30,7 +31,7 @@ def write_generator(
 
     Args:
         folder: where to.
-        state: the language model under our names; its dtype is kept.
+        state: the language model under our names, read one tensor at a time; its dtype is kept.
         config: its numbers.
         base: whose codec and T5 they are; it knows the name that audiocraft has for its T5.
         codec: the frozen EnCodec.

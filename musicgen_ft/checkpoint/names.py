@@ -14,6 +14,7 @@ from torch import Tensor
 
 from musicgen_ft.errors import UserError
 from musicgen_ft.model.lm import LMConfig
+from musicgen_ft.weights import LazyTensors, like_of
 
 State = dict[str, Tensor]
 
@@ -82,6 +83,25 @@ def transformers_pairs(config: LMConfig) -> list[Pair]:
     return _expand(_TRANSFORMERS, config)
 
 
+def adapter_pairs(config: LMConfig) -> list[Pair]:
+    """Names of all that an adapter may hold: ours, and those in the file that PEFT reads and writes.
+
+    A module trained whole keeps its names; an adapter's tensors stand behind the module's (``model/lora.py``).
+    """
+    pairs = []
+    for (ours,), (theirs,) in transformers_pairs(config):
+        module, of_theirs = ours.removesuffix(".weight"), f"base_model.model.{theirs}".removesuffix(".weight")
+        pairs.append(Pair((ours,), (f"base_model.model.{theirs}",)))
+        if module.startswith("embeddings."):
+            parts = {part: f".{part}" for part in ("lora_embedding_A", "lora_embedding_B")}
+        elif module != ours and "norm" not in module:
+            parts = {"lora_A": ".lora_A.weight", "lora_B": ".lora_B.weight", "magnitude": ".lora_magnitude_vector"}
+        else:
+            continue
+        pairs += [Pair((f"{module}.{part}",), (of_theirs + suffix,)) for part, suffix in parts.items()]
+    return pairs
+
+
 def codec_pairs(names: Iterable[str], *, num_residual_layers: int) -> list[Pair]:
     """Names of an EnCodec: transformers' (which are ours) and audiocraft's.
 
@@ -129,6 +149,18 @@ def from_ours(ours: Mapping[str, Tensor], pairs: Iterable[Pair]) -> State:
     pairs = list(pairs)
     _check_names(set(ours), {name for pair in pairs for name in pair.ours}, "this model")
     return _convert(ours, [(pair.ours, pair.theirs) for pair in pairs])
+
+
+def lazily_from_ours(ours: Mapping[str, Tensor], pairs: Iterable[Pair]) -> LazyTensors:
+    """``from_ours``, each tensor converted when it is asked for."""
+    pairs = list(pairs)
+    pair_of = {name: pair for pair in pairs for name in pair.theirs}
+
+    def make(name: str) -> Tensor:
+        pair = pair_of[name]
+        return from_ours({source: ours[source] for source in pair.ours}, [pair])[name]
+
+    return LazyTensors(from_ours(like_of(ours), pairs), make)
 
 
 def _convert(tensors: Mapping[str, Tensor], moves: Iterable[tuple[tuple[str, ...], tuple[str, ...]]]) -> State:

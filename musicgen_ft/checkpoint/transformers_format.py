@@ -3,10 +3,12 @@
 ``MusicgenForConditionalGeneration``, or ``MusicgenMelodyForConditionalGeneration`` where there is a melody.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
 from transformers import (
     AutoTokenizer,
     EncodecConfig,
@@ -22,7 +24,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from musicgen_ft.checkpoint.names import State, from_ours, to_ours, transformers_pairs
+from musicgen_ft.checkpoint.names import State, lazily_from_ours, to_ours, transformers_pairs
 from musicgen_ft.chroma import ChromaSpec
 from musicgen_ft.codec import Codec
 from musicgen_ft.errors import UserError
@@ -206,12 +208,15 @@ def build_config(config: LMConfig, codec: Codec, text_encoder: TextEncoder) -> C
     return MusicgenMelodyConfig(**parts, num_chroma=config.chroma.n_chroma, chroma_length=length)
 
 
-def write_folder(folder: Path, lm: State, config: LMConfig, codec: Codec, text_encoder: TextEncoder) -> None:
+def write_folder(
+    folder: Path, lm: Mapping[str, Tensor], config: LMConfig, codec: Codec, text_encoder: TextEncoder
+) -> None:
     """Writes config, weights, tokenizer, feature extractor and generation defaults into an existing folder.
 
     Args:
         folder: where to; files of the same names are overwritten.
-        lm: the language model under our names; codec and T5 are stored in fp32 whatever its dtype.
+        lm: the language model under our names, read one tensor at a time; codec and T5 are stored in fp32 whatever its
+            dtype.
         config: its numbers.
         codec: the frozen EnCodec.
         text_encoder: the frozen T5.
@@ -230,7 +235,7 @@ def write_folder(folder: Path, lm: State, config: LMConfig, codec: Codec, text_e
         bos_token_id=config.card,
         decoder_start_token_id=config.card,
     ).save_pretrained(folder)
-    state = from_ours(lm, transformers_pairs(config))
+    state = lazily_from_ours(lm, transformers_pairs(config))
     state |= {f"audio_encoder.{name}": value for name, value in codec.model.state_dict().items()}
     state |= {f"text_encoder.{name}": value for name, value in _untied(text_encoder.encoder.state_dict()).items()}
     write_safetensors(folder / "model.safetensors", state, {"format": "pt"})

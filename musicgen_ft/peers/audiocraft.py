@@ -16,13 +16,17 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from musicgen_ft.errors import UserError
 from musicgen_ft.generation.decode import Progress
 from musicgen_ft.generation.options import GenerationOptions
 from musicgen_ft.model.conditioning import TextEncoder
+from musicgen_ft.peers.layers import compute_layer_by_layer
+from musicgen_ft.weights import read_pickle
 
 INSTALL = "pip install --no-deps audiocraft==1.3.0 && pip install 'musicgen-ft[audiocraft]'"
+_LAYERS = "transformer.layers."
 
 
 def is_installed() -> bool:
@@ -30,12 +34,19 @@ def is_installed() -> bool:
     return importlib.util.find_spec("audiocraft") is not None
 
 
-def open_generator(folder: Path, text_encoder: TextEncoder, *, device: str = "cpu") -> Any:
+def open_generator(folder: Path, text_encoder: TextEncoder, *, device: str = "cpu", mapped: bool = False) -> Any:
     """The folder's ``audiocraft.models.MusicGen``, opened by audiocraft's own loader, strict on every key.
 
     T5 is handed over instead of fetched: audiocraft would take it from the hub by its name, and accepts a fixed list
     of names only. The chroma of a melody model is that of the mix: demucs, which would separate its stems, is neither
     fetched nor run.
+
+    Args:
+        folder: the generator folder.
+        text_encoder: its T5.
+        device: where to.
+        mapped: for one forward pass in little memory: the layers' tensors stay in the file until they compute, in fp32
+            all the same.
 
     Raises:
         UserError: if audiocraft is not installed.
@@ -44,8 +55,11 @@ def open_generator(folder: Path, text_encoder: TextEncoder, *, device: str = "cp
         raise UserError(f"audiocraft is not installed. Install it with: {INSTALL}")
     with _quiet():
         from audiocraft.models.musicgen import MusicGen
-    with _quiet(), text_encoder_given(text_encoder), without_demucs():
-        return MusicGen.get_pretrained(str(folder), device=device)
+    with _quiet(), text_encoder_given(text_encoder), without_demucs(), _mapped() if mapped else nullcontext():
+        generator = MusicGen.get_pretrained(str(folder), device=device)
+    if mapped:
+        compute_layer_by_layer(generator.lm.transformer.layers)
+    return generator
 
 
 def logits(
@@ -157,6 +171,46 @@ def without_demucs() -> Iterator[None]:
         patch.object(pretrained, "get_model", lambda name: demucs),
     ):
         yield
+
+
+@contextmanager
+def _mapped() -> Iterator[None]:
+    """Makes audiocraft's loader map its files, and take the layers' tensors as they lie there.
+
+    By itself it reads the whole file, builds a model of random weights in fp32 and copies the one into the other.
+    """
+    from audiocraft.models import builders, loaders
+
+    original = builders.get_lm_model
+
+    def get_lm_model(config: Any) -> Any:
+        with _WithoutMemory():
+            lm: Any = original(config)
+        load = lm.load_state_dict
+
+        def take(state: dict[str, Tensor]) -> Any:
+            taken = {name: value if name.startswith(_LAYERS) else value.float() for name, value in state.items()}
+            return load(taken, assign=True)
+
+        lm.load_state_dict = take
+        return lm
+
+    def read(folder: Path | str, filename: str, **_: Any) -> dict[str, Any]:
+        return read_pickle(Path(folder) / filename)
+
+    with patch.object(builders, "get_lm_model", get_lm_model), patch.object(loaders, "_get_state_dict", read):
+        yield
+
+
+class _WithoutMemory(TorchFunctionMode):
+    """Makes modules whose parameters have shapes but no values, and keeps them so where they are sent elsewhere."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.empty:
+            kwargs = {**(kwargs or {}), "device": "meta"}
+        if func is Tensor.to and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager

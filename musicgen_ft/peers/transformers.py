@@ -23,20 +23,32 @@ from transformers.utils.logging import disable_progress_bar
 from musicgen_ft.checkpoint.transformers_format import read_config
 from musicgen_ft.generation.decode import Progress
 from musicgen_ft.generation.options import GenerationOptions
+from musicgen_ft.peers.layers import compute_layer_by_layer
 
 
-def open_generator(folder: Path, *, device: str = "cpu") -> Any:
+def open_generator(folder: Path, *, device: str = "cpu", layers_dtype: torch.dtype | None = None) -> Any:
     """The folder's ``MusicgenForConditionalGeneration`` in fp32, with its tokenizer, from local files alone.
 
     The class for melodies, with its feature extractor, where the folder holds one.
+
+    Args:
+        folder: the generator folder.
+        device: where to.
+        layers_dtype: of the file's tensors, for one forward pass in little memory: the decoder's layers stay in the
+            file until they compute, in fp32 all the same.
     """
     disable_progress_bar()
     is_melody = isinstance(read_config(folder), MusicgenMelodyConfig)
     model_class: Any = MusicgenMelodyForConditionalGeneration if is_melody else MusicgenForConditionalGeneration
+    if layers_dtype is not None:  # what the loader need not convert, it maps
+        plan = {"_get_dtype_plan": lambda self, dtype: {"decoder.model.decoder.layers": layers_dtype}}
+        model_class = type(model_class.__name__, (model_class,), plan)
     model: Any = model_class.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32)
     model.tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     if is_melody:
         model.feature_extractor = MusicgenMelodyFeatureExtractor.from_pretrained(str(folder), local_files_only=True)
+    if layers_dtype is not None:
+        compute_layer_by_layer(model.decoder.model.decoder.layers)
     return model.to(device).eval()
 
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from musicgen_ft.checkpoint import base as base_module
-from musicgen_ft.checkpoint.base import Base, build_lm, license_of, open_base
+from musicgen_ft.checkpoint.base import Base, build_lm, license_of, open_base, stream_lm
 from musicgen_ft.errors import UserError
+from musicgen_ft.model.conditioning import TextStates
 from musicgen_ft.model.lm import LanguageModel
 
 Hub = Any
@@ -85,6 +86,27 @@ def test_a_tensor_of_another_shape_than_the_config_says_is_named(toy_lm: Languag
     state = toy_lm.state_dict() | {"heads.2.weight": torch.zeros(5, 24)}
     with pytest.raises(UserError, match=r"here: heads\.2\.weight has shape \(5, 24\), its config says \(256, 24\)"):
         build_lm(toy_lm.config, state, where="here")
+    with pytest.raises(UserError, match="here: "):
+        stream_lm(toy_lm.config, state, where="here")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@torch.no_grad()
+def test_a_streamed_model_computes_the_same_and_has_no_layer_in_memory_before_or_after(
+    toy_lm: LanguageModel, make_text: Callable[..., TextStates], dtype: torch.dtype
+) -> None:
+    config = toy_lm.config
+    state = {name: value.to(dtype) for name, value in toy_lm.state_dict().items()}
+    codes = torch.randint(config.card, (2, config.n_q, 7), generator=torch.Generator().manual_seed(0))
+    text = make_text(3, 2, dim=config.text_dim)
+    lm = stream_lm(config, state, where="here")
+
+    for _ in range(2):  # its layers can be read again
+        assert all(value.is_meta for value in lm.layers.parameters())
+        assert not any(value.is_meta for name, value in lm.named_parameters() if not name.startswith("layers."))
+        found, expected = lm.predict(codes, text), build_lm(config, state, where="here").eval().predict(codes, text)
+        torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=0, equal_nan=True)
+    assert all(value.is_meta for value in lm.layers.parameters())
 
 
 def test_a_folder_without_a_musicgen_is_refused(tmp_path: Path) -> None:

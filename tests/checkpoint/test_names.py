@@ -6,10 +6,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from musicgen_ft.checkpoint.names import Pair, audiocraft_pairs, codec_pairs, from_ours, to_ours, transformers_pairs
+from musicgen_ft.checkpoint.names import (
+    Pair,
+    audiocraft_pairs,
+    codec_pairs,
+    from_ours,
+    lazily_from_ours,
+    to_ours,
+    transformers_pairs,
+)
 from musicgen_ft.codec import Codec
 from musicgen_ft.errors import UserError
 from musicgen_ft.model.lm import LanguageModel, LMConfig
+from musicgen_ft.weights import LazyTensors, like_of
 
 MakeLM = Callable[..., LanguageModel]
 PairsOf = Callable[[LMConfig], list[Pair]]
@@ -21,6 +30,10 @@ def equal(state: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return state.keys() == other.keys() and all(
         torch.equal(value, other[name]) and value.dtype == other[name].dtype for name, value in state.items()
     )
+
+
+def shapes(state: dict[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (value.shape, value.dtype) for name, value in state.items()}
 
 
 @pytest.mark.parametrize("pairs_of", TABLES)
@@ -87,6 +100,27 @@ def test_our_own_state_must_be_whole_too(make_lm: MakeLM) -> None:
     lm = make_lm()
     with pytest.raises(UserError, match=r"this model .* 1 missing \(text_proj\.bias\)"):
         from_ours({k: v for k, v in lm.state_dict().items() if k != "text_proj.bias"}, audiocraft_pairs(lm.config))
+
+
+@pytest.mark.parametrize("pairs_of", TABLES)
+def test_tensors_converted_one_by_one_are_those_converted_at_once(make_lm: MakeLM, pairs_of: PairsOf) -> None:
+    lm = make_lm()
+    ours: dict[str, Tensor] = lm.state_dict()
+    asked: list[str] = []
+
+    def make(name: str) -> Tensor:
+        asked.append(name)
+        return ours[name]
+
+    found = lazily_from_ours(LazyTensors(like_of(ours), make), pairs_of(lm.config))
+    expected = from_ours(ours, pairs_of(lm.config))
+    assert asked == []
+    assert list(found) == list(expected)
+    assert equal(dict(found), expected)
+    assert shapes(found.like) == shapes(expected)
+    assert sorted(asked) == sorted(ours)
+    with pytest.raises(UserError, match="1 missing"):
+        lazily_from_ours({k: v for k, v in ours.items() if k != "text_proj.bias"}, pairs_of(lm.config))
 
 
 # ---- the codec -------------------------------------------------------------------------------------------------------
