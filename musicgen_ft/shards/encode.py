@@ -45,9 +45,14 @@ class EncodeOptions:
 
     def settings(self, codec: Codec, chroma: ChromaSpec | None) -> str:
         """What decides the codes of a track beside its samples, in words."""
-        stems = f" vocals={self.vocals}" if self.vocals != "keep" else ""
-        melody = "" if chroma is None else f" {chroma} melody={self.melody}"
-        return f"{codec.spec} window_s={self.window_s:g} check_s={self.codec_check_s:g}{stems}{melody}"
+        words = [f"{codec.spec} window_s={self.window_s:g} check_s={self.codec_check_s:g}"]
+        if self.vocals != "keep":
+            words.append(f"vocals={self.vocals}")
+        if chroma is not None:
+            words.append(f"{chroma} melody={self.melody}")
+        if self.vocals != "keep" or (chroma is not None and self.melody == "stems"):
+            words.append(f"stems_model={Path(self.stems_model).name}")
+        return " ".join(words)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
