@@ -171,7 +171,7 @@ TRANSFORMATIONS: dict[str, Transformation] = {
 def genre_piece(number: int) -> Samples:
     """A track of the synthesizer, of 20 to 45 s."""
     genre = tuple(GENRES)[number % len(GENRES)]
-    return render_track(4, number, genre=genre, duration_s=20 + 7 * number % 26, sample_rate=RATE).waveform
+    return render_track(5, number, genre=genre, duration_s=20 + 7 * number % 26, sample_rate=RATE).waveform
 
 
 def twin_scores(genre: str, count: int) -> list[Score]:
@@ -180,7 +180,7 @@ def twin_scores(genre: str, count: int) -> list[Score]:
     rules = replace(GENRES[genre], tempo_bpm=(bpm, bpm))
     scores: list[Score] = []
     for seed in range(100_000):
-        score = compose(rules, np.random.default_rng((23, seed)), 30.0)
+        score = compose(rules, np.random.default_rng((29, seed)), 30.0)
         if not scores or (score.key, score.instruments) == (scores[0].key, scores[0].instruments):
             scores.append(score)
         if len(scores) == count:
@@ -191,7 +191,7 @@ def twin_scores(genre: str, count: int) -> list[Score]:
 def twin_piece(genre: str, number: int) -> Samples:
     """One of the twins."""
     score = twin_scores(genre, TWINS_PER_GENRE)[number]
-    return play(score, np.random.default_rng((23, number)), 30.0, RATE)
+    return play(score, np.random.default_rng((29, number)), 30.0, RATE)
 
 
 def loop_piece(number: int) -> Samples:
@@ -199,8 +199,8 @@ def loop_piece(number: int) -> Samples:
     rules = replace(GENRES["house"], tempo_bpm=(120, 120))
     drums = replace(compose(rules, np.random.default_rng(5), 4.0), layers=())
     loop = play(drums, np.random.default_rng(5), 4.0, RATE)
-    score = replace(compose(rules, np.random.default_rng((6, number)), 32.0), strokes={})
-    piece = play(replace(score, genre=replace(rules, drums=None)), np.random.default_rng((6, number)), 32.0, RATE)
+    score = replace(compose(rules, np.random.default_rng((7, number)), 32.0), strokes={})
+    piece = play(replace(score, genre=replace(rules, drums=None)), np.random.default_rng((7, number)), 32.0, RATE)
     return (piece + np.tile(loop, 8)) / np.float32(2)
 
 

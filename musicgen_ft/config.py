@@ -41,7 +41,7 @@ class PrepareConfig:
     POSITIONAL: ClassVar[tuple[str, ...]] = ("corpus",)
 
     corpus: Path
-    """Folder of audio with labels: .txt, .json, metadata.csv or .jsonl, tags, folder names; or audiocraft's manifest."""
+    """Folder of audio with labels: .txt, .json, metadata.csv or .jsonl, tags, folder names; or a manifest."""
     out: Path
     """Folder of shards to make, to go on with, or to bring up to date."""
     base: str = "nano"
@@ -51,7 +51,7 @@ class PrepareConfig:
     valid_fraction: float = 0.1
     """Share of the groups held out for validation; at least one of two or more."""
     split_by: str = "auto"
-    """What stays on one side: track, album, artist, folder, any column; auto: album where there are five, else track."""
+    """What stays on one side: track, album, artist, folder, a column; auto: album where there are five, else track."""
     duplicates: Literal["drop", "keep"] = "drop"
     """drop: of several tracks of one recording, in whatever format, the best is kept; keep: all, on one side."""
     auto_labels: bool = True
@@ -95,7 +95,7 @@ class PrepareConfig:
     engine: Literal["local", "ray"] = "local"
     """ray: on all machines of a Ray cluster (ray.init finds it), or of one that is begun here."""
     lease_s: float = 60.0
-    """A worker on another machine that gave no sign for so long is taken for dead, and its shards are made by others."""
+    """A worker elsewhere that gave no sign for so long is taken for dead, and its shards are made by others."""
 
     def __post_init__(self) -> None:
         _positive(self, "window_s", "shard_mib", "lease_s")
@@ -157,6 +157,23 @@ class FinetuneConfig:
     seed: int = 0
     """Of the order of samples, crops, captions and dropouts."""
 
+    method: Literal["full", "lora", "dora", "qlora"] = "full"
+    """full: all weights; lora, dora: small adapters on frozen ones; qlora: lora over a base in 4 bits, on CUDA."""
+    lora_rank: int = 16
+    """Rank of the adapters."""
+    lora_alpha: float = 16.0
+    """Their update is scaled by alpha / rank."""
+    lora_dropout: float = 0.0
+    """On the adapters' inputs, in training."""
+    lora_targets: tuple[str, ...] = ("layers.*",)
+    """Linear layers with adapters, by name pattern: layers.*.self_attn, *.q_proj, layers.1?.fc1, text_proj, heads.*."""
+    lora_whole: tuple[str, ...] = ()
+    """Modules trained whole beside the adapters, by name pattern: text_proj, embeddings, heads, *norm*."""
+    freeze: tuple[str, ...] = ()
+    """Modules that are not trained, by name pattern: embeddings, layers.0, layers.*.cross_attn."""
+    base_dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the layers' frozen matrices; auto: bf16 where they are multiplied in bf16 anyway, else fp32."""
+
     max_steps: int = 1000
     """Optimizer steps of the run."""
     batch_size: int = 16
@@ -166,7 +183,7 @@ class FinetuneConfig:
     segment_s: float = 30.0
     """Seconds of a clip; shorter tracks are padded, and the padding is masked."""
     lr: float = 1.0e-5
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of AdamW; adapters want about ten times more, 1.0e-4."""
     warmup_steps: int = 50
     """Steps in which the learning rate rises to its peak."""
     lr_min_ratio: float = 0.0
@@ -187,6 +204,12 @@ class FinetuneConfig:
     """Steps between two updates of the average."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 mixed on a GPU that has it, else fp32."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What a loss or gradient that is not finite does: stop the run, or skip its step, told and counted."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activations computed again rather than kept: of the feed-forward parts (selective), or of whole layers."""
+    loss_chunk_frames: int = 4096
+    """Frames whose logits are held at a time."""
 
     cfg_dropout: float = 0.3
     """Share of the samples that train the null condition of classifier-free guidance."""
@@ -221,7 +244,13 @@ class FinetuneConfig:
     valid_max_clips: int = 64
     """Clips of one validation, at most."""
     save_every_steps: int = 100
-    """Steps between two saves of last.ckpt."""
+    """Steps between two checkpoints to resume from."""
+    save_every_minutes: float | None = None
+    """One more whenever the last is so old."""
+    keep_last: int = 2
+    """Newest checkpoints that stay on the disk; of two, the older is there should the newer be damaged."""
+    milestone_every_steps: int | None = None
+    """Checkpoints of these steps stay for ever."""
     log_every_steps: int = 1
     """Steps between two lines of metrics."""
     tensorboard: bool = True
@@ -239,14 +268,28 @@ class FinetuneConfig:
     """Machines."""
     num_workers: int = 0
     """Processes that read shards ahead, for each device; reading takes under 1 ms a clip."""
+    timeout_minutes: float = 30.0
+    """Processes that hear nothing of another one for so long give up, and name it."""
 
     def __post_init__(self) -> None:
-        _positive(self, "max_steps", "batch_size", "segment_s", "lr", "max_grad_norm", "ema_every_steps", "num_nodes")
+        _positive(
+            self,
+            "max_steps",
+            "batch_size",
+            "loss_chunk_frames",
+            "segment_s",
+            "lr",
+            "max_grad_norm",
+            "ema_every_steps",
+            "num_nodes",
+        )
         _positive(self, "valid_every_steps", "valid_max_clips", "save_every_steps", "log_every_steps")
+        _positive(self, "keep_last", "timeout_minutes", "lora_rank", "lora_alpha")
         _not_negative(self, "warmup_steps", "weight_decay", "num_workers", "seed")
         _probability(self, "dropout", "ema_decay", "cfg_dropout", "lr_min_ratio", "word_dropout", "beta1", "beta2")
         _probability(self, "merge_text_p", "drop_desc_p", "field_keep_p", "field_dropout", "melody_dropout")
-        for name in ("devices", "micro_batch_size"):
+        _probability(self, "lora_dropout")
+        for name in ("devices", "micro_batch_size", "save_every_minutes", "milestone_every_steps"):
             if getattr(self, name) is not None:
                 _positive(self, name)
 
@@ -264,8 +307,8 @@ class ExportConfig:
     """In place of a run: a base to convert as it is, also said as --from: a hub id or a folder."""
     out: Path
     """Generator folder to make."""
-    format: Literal["both", "audiocraft", "transformers"] = "both"
-    """Whose loader opens it."""
+    format: Literal["both", "audiocraft", "transformers", "adapter"] = "both"
+    """Whose loader opens it; adapter: of a lora or dora run only what was trained, in PEFT's format."""
     checkpoint: Literal["best", "last"] = "best"
     """best by validation loss (last where there was no validation), or last."""
     weights: Literal["auto", "ema", "raw"] = "auto"
@@ -280,6 +323,8 @@ class ExportConfig:
             raise ValueError("expected a RUN, or --from BASE, and not both.")
         if self.run is not None and self.channels is not None:
             raise ValueError("--channels goes with --from: a run has the channels of its shards.")
+        if self.run is None and self.format == "adapter":
+            raise ValueError("--format adapter goes with a RUN that trained one: a base holds none.")
 
 
 @dataclass(frozen=True, kw_only=True)

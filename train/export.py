@@ -3,6 +3,7 @@
 musicgen-ft export run --out generator
 musicgen-ft export run --out generator --format audiocraft --dtype float16
 musicgen-ft export run --out generator --checkpoint last --weights raw
+musicgen-ft export run --out adapter --format adapter
 musicgen-ft export --from facebook/musicgen-small --out converted --format audiocraft
 musicgen-ft export --from facebook/musicgen-small --channels 2 --out stereo
 
@@ -10,20 +11,30 @@ The folder appears only after its readers have opened it and given the same logi
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from musicgen_ft.cli import run_recipe
-from musicgen_ft.config import ExportConfig, to_plain
+from musicgen_ft.config import ExportConfig, FinetuneConfig, to_plain
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from musicgen_ft.checkpoint.base import Base
+    from musicgen_ft.training.run import RunInfo
 
 
 def main(config: ExportConfig) -> None:
-    """Of a run, or of a base as it is."""
+    """Of a run, all of it or its adapter alone, or of a base as it is."""
     from musicgen_ft.files import refuse_used
 
     refuse_used(config.out)
-    if config.run is not None:
-        export_run(config)
-    else:
+    if config.run is None:
         convert(config)
+    elif config.format == "adapter":
+        export_adapter(config)
+    else:
+        export_run(config)
 
 
 def export_run(config: ExportConfig) -> None:
@@ -36,6 +47,7 @@ def export_run(config: ExportConfig) -> None:
     from musicgen_ft.files import atomic_folder, write_json
     from musicgen_ft.peers.parity import check_export
     from musicgen_ft.training.run import RunFolder, exported_weights
+    from musicgen_ft.weights import cast
 
     # The run and its base.
     assert config.run is not None
@@ -46,7 +58,7 @@ def export_run(config: ExportConfig) -> None:
     codec, text_encoder = base.codec(), base.text_encoder()
     lm_config = dataclasses.replace(base.lm_config, dropout=0.0)
     dtype = getattr(torch, config.dtype or "float32")
-    state = {name: value.to(dtype) for name, value in weights.state.items()}
+    state = cast(whole_model(run_config, info, base, weights.state), dtype)
 
     # Write, then let the readers open what was written.
     formats = formats_of(config.format)
@@ -67,8 +79,86 @@ def export_run(config: ExportConfig) -> None:
     print(f"generator: {config.out}, step {metrics['step']}, {metrics['weights']} weights")
 
 
+def whole_model(
+    config: FinetuneConfig, info: "RunInfo", base: "Base", trained: "Mapping[str, Tensor]"
+) -> "Mapping[str, Tensor]":
+    """What a run trained, over its base where that was not all of it; adapters are merged, exactly, in fp32."""
+    from musicgen_ft.checkpoint.adapter import state_sha256
+    from musicgen_ft.model.lora import adapter_spec, is_partial, merged
+    from musicgen_ft.training.run import check_base
+    from musicgen_ft.weights import from_files
+
+    if not is_partial(config):
+        return trained
+    check_base(info, state_sha256(from_files(base.lm_state)))
+    return merged(from_files(base.lm_state), trained, adapter_spec(config))
+
+
+def export_adapter(config: ExportConfig) -> None:
+    """What a run trained over its base, in PEFT's format -> read back, opened by PEFT -> in place."""
+    import torch
+
+    from musicgen_ft.checkpoint.adapter import Adapter, state_sha256, write_adapter
+    from musicgen_ft.checkpoint.base import open_base
+    from musicgen_ft.checkpoint.card import without_paths, write_adapter_card
+    from musicgen_ft.checkpoint.transformers_format import build_config
+    from musicgen_ft.errors import UserError
+    from musicgen_ft.files import atomic_folder, write_json
+    from musicgen_ft.model.lora import adapter_spec
+    from musicgen_ft.peers.peft import check_adapter
+    from musicgen_ft.training.run import RunFolder, check_base, exported_weights
+    from musicgen_ft.weights import from_files
+
+    # The run and its base.
+    assert config.run is not None
+    run = RunFolder.open(config.run)
+    info, run_config, probe = run.info(), run.config(), run.probe()
+    spec = adapter_spec(run_config)
+    if spec is None:
+        raise UserError(f"{config.run} trained the weights themselves, and no adapter. Leave --format adapter out.")
+    base = open_base(info.base)
+    if info.text_encoder is not None or base.lm_config.channels != info.channels:
+        what = "another text encoder" if info.text_encoder is not None else "stereo from mono"
+        raise UserError(
+            f"{config.run} made of its base another model, with {what}, which no folder holds that an adapter could be "
+            "laid over. Leave --format adapter out."
+        )
+    lm_config = dataclasses.replace(base.lm_config, dropout=0.0)
+    build_config(lm_config, base.codec(), base.text_encoder())  # refuses what transformers could not hold
+    base_state = from_files(base.lm_state)
+    check_base(info, state_sha256(base_state))
+    weights = exported_weights(run.read_checkpoint(config.checkpoint), config.weights)
+    dtype = getattr(torch, config.dtype or "float32")
+    tensors = {name: value.to(dtype) for name, value in weights.state.items()}
+    facts = {"info": without_paths(dataclasses.asdict(info)), "config": without_paths(to_plain(run_config))}
+    facts["metrics"] = {**weights.metrics, "dtype": str(dtype).removeprefix("torch.")}
+    adapter = Adapter(tensors, spec, facts["info"]["base"])
+
+    # Write, then let the readers open what was written.
+    with atomic_folder(config.out) as folder:
+        write_adapter(folder, adapter, lm_config, base_state)
+        differences = check_adapter(
+            folder, adapter, lm_config, base, base_state, probe.codes, probe.description, chroma=probe.chroma
+        )
+        num_trained = sum(value.numel() for value in tensors.values())
+        card = write_adapter_card(
+            name=config.out.name,
+            num_trained=num_trained,
+            is_melody=lm_config.chroma is not None,
+            differences=differences,
+            **facts,
+        )
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        write_json(folder / "musicgen_ft.json", {**facts, "logit_differences": differences})
+    tell(differences, of="trained model")
+    print(f"adapter: {config.out}, step {weights.metrics['step']}, {weights.metrics['weights']} weights")
+
+
 def convert(config: ExportConfig) -> None:
-    """A base's own weights in the other format, or in both; compared on random codes."""
+    """A base's own weights in the other format, or in both; compared on random codes.
+
+    The weights pass through memory tensor by tensor, also in the comparison (benchmarks/convert.py).
+    """
     import torch
 
     from musicgen_ft.checkpoint.base import license_of, open_base
@@ -76,13 +166,14 @@ def convert(config: ExportConfig) -> None:
     from musicgen_ft.checkpoint.generator_folder import formats_of, write_generator
     from musicgen_ft.files import atomic_folder
     from musicgen_ft.peers.parity import check_export
+    from musicgen_ft.weights import cast, from_files
 
     assert config.base is not None
     base = open_base(config.base, channels=config.channels)
     codec, text_encoder, lm_config = base.codec(), base.text_encoder(), base.lm_config
-    state = base.lm_state()
+    state = from_files(base.lm_state)
     if config.dtype is not None:
-        state = {name: value.to(getattr(torch, config.dtype)) for name, value in state.items()}
+        state = cast(state, getattr(torch, config.dtype))
     formats = formats_of(config.format)
     with atomic_folder(config.out) as folder:
         write_generator(folder, state, lm_config, base, codec, text_encoder, formats=formats)

@@ -2,8 +2,12 @@
 
 musicgen-ft finetune shards --out run
 musicgen-ft finetune shards --out run --config small --lr 3.0e-5 --max_steps 2000
+musicgen-ft finetune shards --out run --config lora --lora_rank 32
 musicgen-ft finetune --resume run
-torchrun --nproc-per-node 4 train/finetune.py shards --out run --devices 4
+torchrun --nproc-per-node 4 train/finetune.py shards --out run
+sbatch configs/slurm/finetune.sbatch shards run
+
+Told to stop by SIGTERM or SIGUSR1 it saves after the step it is in and ends with status 75.
 """
 
 import dataclasses
@@ -15,39 +19,50 @@ from musicgen_ft.config import FinetuneConfig
 
 if TYPE_CHECKING:
     from musicgen_ft.checkpoint.base import Base
+    from musicgen_ft.checkpoint.names import State
     from musicgen_ft.shards.format import Manifest
-    from musicgen_ft.training.module import FinetuneModule
+    from musicgen_ft.training.preempt import StopRequests
     from musicgen_ft.training.run import RunInfo
 
 
 def main(config: FinetuneConfig) -> None:
+    """Trains, and takes note of a signal to stop from the first moment on."""
+    from musicgen_ft.training.preempt import StopRequests
+
+    with StopRequests() as stop:
+        train(config, stop)
+
+
+def train(config: FinetuneConfig, stop: "StopRequests") -> None:
     """Config -> data -> model -> ``Trainer.fit``."""
     from musicgen_ft.checkpoint.base import build_lm, open_base, place_of
     from musicgen_ft.corpus.captions import caption_policy
     from musicgen_ft.devices import is_main_process
+    from musicgen_ft.model.lora import check_method, choose_trained
     from musicgen_ft.shards.format import check_chroma, check_codec
     from musicgen_ft.shards.index import ShardIndex
     from musicgen_ft.shards.remote import local_shards
     from musicgen_ft.training.data import build_data, probe
     from musicgen_ft.training.module import FinetuneModule
-    from musicgen_ft.training.run import RunFolder, check_free, places, resumed_config
-    from musicgen_ft.training.trainer import build_trainer, place
+    from musicgen_ft.training.run import RunFolder, check_base, check_free, places, resumed_config
+    from musicgen_ft.training.trainer import build_trainer, compute_dtype, place
 
     # What the run is: a new one, or one to take up again. Every mistake shows before weights are read.
     is_main = is_main_process()
-    resume_step = None
+    is_new, saved = config.resume is None, None
     if config.resume is not None:
         run = RunFolder.open(config.resume)
         config = resumed_config(config, run.config())
-        resume_step = run.read_checkpoint("last")["global_step"]
+        saved = run.saved()  # None: it was killed before its first save, and begins anew
     elif is_main:
         check_free(config)
     shards, out = places(config)
-    if resume_step is not None and resume_step >= config.max_steps:
+    if saved is not None and saved.step >= config.max_steps:
         if is_main:
             print(f"run: {out}, all its {config.max_steps} steps are made")
         return
     placement = place(config)
+    check_method(config, placement.accelerator)
     caption_policy(config)  # refuses a template that it cannot read
 
     # Data and base, which must agree.
@@ -66,69 +81,70 @@ def main(config: FinetuneConfig) -> None:
 
     # Model.
     lm_config = dataclasses.replace(base.lm_config, dropout=config.dropout, text_padding=text_padding)
-    module = FinetuneModule(build_lm(lm_config, base.lm_state(), where=base.name), base.text_encoder(), config)
-    info = describe(manifest, base, module, shards=shards, text_encoder=text_encoder, text_padding=text_padding)
+    state = base.lm_state()
+    info = describe(config, manifest, base, state)
     run = RunFolder(out)
-    if resume_step is None and is_main:
+    if not is_new and info.base_sha256 is not None:
+        check_base(run.info(), info.base_sha256)
+    lm = build_lm(lm_config, state, where=base.name)
+    del state
+    fresh = ("text_proj",) if text_encoder is not None else ()
+    choose_trained(lm, config, fresh=fresh, compute_dtype=compute_dtype(config, placement))
+    module = FinetuneModule(lm, base.text_encoder(), config)
+    if is_new and is_main:
         run = RunFolder.create(out, config, info, probe(data))
     if is_main:
-        tell(config, info, resume_step)
+        num_trained = sum(parameter.numel() for parameter in lm.parameters() if parameter.requires_grad)
+        tell(config, info, None if saved is None else saved.step, is_new=is_new, num_trained=num_trained)
         if lm_config.dim == lm_config.text_dim:  # t5-large under small: known before the hours are spent
             print("its text encoder is as wide as the model: export it with --format audiocraft", file=sys.stderr)
 
     # Train; a new run first tells the loss that it starts from, every run the one that it ends with.
     has_valid = info.valid_tracks > 0
-    trainer = build_trainer(
-        config, placement, run, n_q=manifest.codec.n_q, has_valid=has_valid, resume_step=resume_step
-    )
-    if has_valid and resume_step is None:
+    trainer = build_trainer(config, placement, run, n_q=manifest.codec.n_q, has_valid=has_valid, saved=saved, stop=stop)
+    if has_valid and saved is None:
         trainer.validate(module, data, verbose=False)
-    checkpoint = None if resume_step is None else str(run.checkpoint("last"))
-    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
-    if has_valid and config.max_steps % min(config.valid_every_steps, config.max_steps):
-        trainer.validate(module, data, verbose=False)
+    trainer.fit(module, data, ckpt_path=None if saved is None else str(saved.path), weights_only=True)
     if is_main:
         valid = f", validation loss {module.latest['valid/ce']:.3f}" if has_valid else ""
         print(f"run: {out}, {trainer.global_step} steps, loss {module.latest['train/ce']:.3f}{valid}")
 
 
-def describe(
-    manifest: "Manifest",
-    base: "Base",
-    module: "FinetuneModule",
-    *,
-    shards: str,
-    text_encoder: str | None,
-    text_padding: str,
-) -> "RunInfo":
+def describe(config: FinetuneConfig, manifest: "Manifest", base: "Base", state: "State") -> "RunInfo":
     """Where the run comes from, for its folder and its model card."""
     from musicgen_ft import __version__
+    from musicgen_ft.checkpoint.adapter import state_sha256
     from musicgen_ft.checkpoint.base import license_of
+    from musicgen_ft.model.lora import is_partial
     from musicgen_ft.training.run import RunInfo, new_wandb_id
 
+    assert config.shards is not None
+    assert config.text_padding is not None
     return RunInfo(
         base=base.place,
         license=license_of(base),
-        shards=shards,
+        shards=config.shards,
         codec_sha256=manifest.codec.sha256,
-        text_padding=text_padding,
+        text_padding=config.text_padding,
         channels=manifest.codec.channels,
-        text_encoder=text_encoder,
+        text_encoder=config.text_encoder,
         train_tracks=manifest.num_tracks["train"],
         train_hours=manifest.duration_s["train"] / 3600,
         valid_tracks=manifest.num_tracks["valid"],
-        num_parameters=sum(parameter.numel() for parameter in module.lm.parameters()),
+        num_parameters=sum(value.numel() for value in state.values()),
         wandb_id=new_wandb_id(),
         toolkit_version=__version__,
+        base_sha256=state_sha256(state) if is_partial(config) else None,
     )
 
 
-def tell(config: FinetuneConfig, info: "RunInfo", resume_step: int | None) -> None:
+def tell(config: FinetuneConfig, info: "RunInfo", resume_step: int | None, *, is_new: bool, num_trained: int) -> None:
     """What is about to happen, in a few lines."""
-    begins = "new run" if resume_step is None else f"going on from step {resume_step}"
+    begins = "new run" if is_new else f"going on from step {resume_step or 0}"
     lines = [
         f"{begins} in {config.out}: {config.max_steps} steps of {config.batch_size} x {config.segment_s:g} s",
         f"base {info.base}, {info.num_parameters / 1e6:.1f} M parameters, weights under {info.license}",
+        f"method {config.method}: {num_trained / 1e6:.1f} M parameters are trained",
         f"corpus {info.train_hours:.2f} h in {info.train_tracks} tracks, {info.valid_tracks} held out",
     ]
     print("\n".join(lines), file=sys.stderr)

@@ -4,7 +4,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_SETTINGS = ("max_steps", "batch_size", "segment_s", "lr", "warmup_steps", "weight_decay", "cfg_dropout", "ema_decay")
+_SETTINGS = (
+    "method",
+    "max_steps",
+    "batch_size",
+    "segment_s",
+    "lr",
+    "warmup_steps",
+    "weight_decay",
+    "cfg_dropout",
+    "ema_decay",
+)
+_OF_ADAPTERS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_whole")
 
 
 def write_card(
@@ -54,6 +65,58 @@ to the training tracks can come out: listen before you publish.
 """
 
 
+def write_adapter_card(
+    *, name: str, info: Mapping[str, Any], config: Mapping[str, Any], metrics: Mapping[str, Any], num_trained: int,
+    is_melody: bool, differences: Mapping[str, float],
+) -> str:  # fmt: skip
+    """Markdown with the hub's front matter, for an adapter in PEFT's format.
+
+    Args:
+        name: of the adapter's folder.
+        info: of the run: base, licence, corpus.
+        config: of the run.
+        metrics: step, weights and validation loss of what was exported.
+        num_trained: numbers in it.
+        is_melody: whether its base takes a melody.
+        differences: reader -> largest difference of a logit from the trained model's.
+    """
+    model_class = f"Musicgen{'Melody' if is_melody else ''}ForConditionalGeneration"
+    return f"""{_front(info["base"], info["license"], ["peft"])}
+# {name}
+
+An adapter for **{info["base"]}** in PEFT's format, trained with musicgen-ft {info["toolkit_version"]}.
+
+| | |
+|---|---|
+| licence of the base's weights, which these inherit | {info["license"]} |
+| corpus | {info["train_hours"]:.2f} h in {info["train_tracks"]} tracks, {info["valid_tracks"]} more held out |
+| exported | step {metrics["step"]}, {metrics["weights"]} weights, {metrics["dtype"]} |
+| validation loss | {_loss(metrics)} |
+| parameters | {num_trained / 1e6:.2f} M, beside the base's {info["num_parameters"] / 1e6:.1f} M |
+| largest difference of a logit from the trained model | {_checked(differences)} |
+
+## Play it
+
+```python
+from peft import PeftModel
+from transformers import AutoTokenizer, {model_class}
+
+base = {model_class}.from_pretrained("{info["base"]}")
+model = PeftModel.from_pretrained(base, "{name}").merge_and_unload()
+tokenizer = AutoTokenizer.from_pretrained("{info["base"]}")
+audio = model.generate(**tokenizer(["..."], return_tensors="pt"), max_new_tokens=503)
+```
+
+## How it was trained
+
+| setting | value |
+|---|---|
+{chr(10).join(f"| {setting} | {config[setting]} |" for setting in _SETTINGS + _OF_ADAPTERS)}
+
+`musicgen_ft.json` holds the whole configuration.
+"""
+
+
 def write_conversion_card(
     *, name: str, base: str, license: str, formats: list[str], text_encoder_id: str, differences: Mapping[str, float]
 ) -> str:
@@ -76,7 +139,7 @@ def _front(base: str, license: str, formats: list[str]) -> str:
         f"license: {license}",
         *([f"base_model: {base}"] if is_hub_id else []),
         "pipeline_tag: text-to-audio",
-        "library_name: " + ("transformers" if "transformers" in formats else "audiocraft"),
+        "library_name: " + next(name for name in ("transformers", "peft", "audiocraft") if name in formats),
         "tags: [musicgen, music, text-to-audio, musicgen-ft]",
         "---",
     ]

@@ -18,10 +18,11 @@ MIN_SHARE = 0.4
 """Share of the shorter track that has to be aligned."""
 
 # Share of the different hashes that is aligned. Copies have 0.09 (loud ones, clipped by 6 dB) to 1; other pieces of one
-# tempo, key and set of instruments have up to 0.13, but then at many offsets alike, bar by bar.
-_SURE_SCORE = 0.165  # enough by itself: a copy of a loop fits at many offsets too
+# tempo, key and set of instruments up to 0.15, but then at many offsets alike, bar by bar. Where the two meet, copies
+# are given up: a wrong match merges two groups of copies.
+_SURE_SCORE = 0.185  # enough by itself: a copy of a loop fits at many offsets too
 _MIN_SCORE = 0.07  # enough if the best offset stands out, for long
-_MIN_PROMINENCE = 3.5  # times the votes of the next best offset, times the share: copies of a low score have 5 and more
+_MIN_PROMINENCE = 6.5  # times the votes of the next best offset, times the share; the other pieces have up to 5.4
 
 _REACH = 16  # tracks of a hash's list with which a track is paired: a hash that is everywhere says little
 _MAX_REPEATS = 32  # occurrences of a hash in a track that vote for an offset: loops have thousands

@@ -24,6 +24,8 @@ from musicgen_ft.corpus.quality import (
 )
 from musicgen_ft.corpus.scan import Record, with_tags
 
+MAX_SAMPLES_PER_S = 64 * 96_000
+"""In all channels of a file."""
 VERSION = 1
 """Of what is measured and how; a survey of another version is made again."""
 
@@ -114,6 +116,9 @@ def _measure(path: Path, found: Survey, *, listen: bool) -> Survey:
     rate = reader.source_sample_rate
     if rate < MIN_SAMPLE_RATE:
         raise AudioError(f"{path}: {rate} samples per second, expected at least {MIN_SAMPLE_RATE}")
+    if rate * len(first) > MAX_SAMPLES_PER_S:  # a damaged header: a second of it would take all memory
+        found_s = f"{rate} samples per second in {len(first)} channels"
+        raise AudioError(f"{path}: {found_s}, expected at most {MAX_SAMPLES_PER_S} in all")
     digest = hashlib.sha256(f"{rate} {first.shape[0]}".encode())
     meter, prints = QualityMeter(rate, first.shape[0]), FingerprintStream(rate)
     ear = RhythmAndKey(rate) if listen else None

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from musicgen_ft.chroma import ChromaSpec, MelodyStates
 from musicgen_ft.model.conditioning import TextStates
@@ -18,6 +19,8 @@ from musicgen_ft.model.patterns import Pattern, PatternName, make_pattern
 
 TextPadding = Literal["audiocraft", "transformers"]
 Conditioning = Literal["cross", "prefix"]
+Recompute = Literal["none", "selective", "full"]
+"""Activations that are computed again in the backward pass: none, those of the feed-forward parts, or of all layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +89,17 @@ class Predictions(NamedTuple):
 
     logits: Tensor
     """float [B, K, T, card]; NaN where the pattern leaves no prediction."""
+    mask: Tensor
+    """bool [K, T]: false there."""
+
+
+class States(NamedTuple):
+    """What the heads make the predictions of a batch from."""
+
+    hidden: Tensor
+    """float [B, S, D], after the last norm."""
+    steps: Tensor
+    """int64 [K, T]: the step of ``hidden`` that predicts each frame; any one where none does."""
     mask: Tensor
     """bool [K, T]: false there."""
 
@@ -169,14 +183,21 @@ class Layer(nn.Module):
         self.fc1 = nn.Linear(config.dim, config.ffn_dim, bias=False)
         self.fc2 = nn.Linear(config.ffn_dim, config.dim, bias=False)
         self.dropout = nn.Dropout(config.dropout)
+        self.recomputes_ffn = False
+        """Whether training keeps nothing of the feed-forward part, whose inner width is the largest."""
 
     def forward(self, x: Tensor, text: Tensor | None, text_mask: Tensor | None, cache: KVCache | None) -> Tensor:
         """One layer's update of ``x`` [B, S, D]; ``text`` [B, N, D] may be None once the cache holds its keys."""
         x = x + self.dropout(self._attend_self(self.self_norm(x), cache))
         if self.has_cross:
             x = x + self.dropout(self._attend_text(self.cross_norm(x), text, text_mask, cache))
+        if self.recomputes_ffn and torch.is_grad_enabled() and cache is None:
+            return x + checkpoint(self._feed_forward, x, use_reentrant=False)
+        return x + self._feed_forward(x)
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
         update: Tensor = self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(self.ffn_norm(x))))))
-        return x + update
+        return update
 
     def _attend_self(self, x: Tensor, cache: KVCache | None) -> Tensor:
         keys, values = self.self_attn.keys_values(x)
@@ -208,6 +229,7 @@ class LanguageModel(nn.Module):
     def __init__(self, config: LMConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute: Recompute = "none"
         self.pattern = config.make_pattern()
         self.embeddings = nn.ModuleList(nn.Embedding(config.card + 1, config.dim) for _ in range(config.n_q))
         self.text_proj = nn.Linear(config.text_dim, config.dim)
@@ -235,6 +257,17 @@ class LanguageModel(nn.Module):
         Returns:
             float [B, K, S, card].
         """
+        x = self.hidden(sequence, text, cache, melody)
+        return torch.stack([head(x) for head in self.heads], dim=1)
+
+    def hidden(
+        self,
+        sequence: Tensor,
+        text: TextStates | None = None,
+        cache: KVCache | None = None,
+        melody: MelodyStates | None = None,
+    ) -> Tensor:
+        """What the heads read: float [B, S, D]; see ``forward`` for the arguments."""
         x = torch.stack([embed(sequence[:, k]) for k, embed in enumerate(self.embeddings)]).sum(0)  # [B, S, D]
         S, offset = sequence.shape[2], cache.length if cache is not None else 0
         projected, text_mask = self._project(text, cache)
@@ -244,11 +277,14 @@ class LanguageModel(nn.Module):
                 cache.num_prefix = x.shape[1] - S
         x = x + sinusoidal_positions(x.shape[1], self.config.dim, offset=offset, device=x.device).to(x.dtype)
         for layer in self.layers:
-            x = layer(x, projected, text_mask, cache)
+            if self.recompute == "full" and torch.is_grad_enabled() and cache is None:
+                x = checkpoint(layer, x, projected, text_mask, None, use_reentrant=False)
+            else:
+                x = layer(x, projected, text_mask, cache)
         if cache is not None:
             cache.length += x.shape[1]
-        x = self.out_norm(x[:, -S:])
-        return torch.stack([head(x) for head in self.heads], dim=1)
+        normed: Tensor = self.out_norm(x[:, -S:])
+        return normed
 
     def predict(self, codes: Tensor, text: TextStates, melody: MelodyStates | None = None) -> Predictions:
         """Predicts every frame from the ones before it, for training and validation.
@@ -265,6 +301,21 @@ class LanguageModel(nn.Module):
         sequence = pattern.interleave(codes, self.config.special_token_id)[:, :, : pattern.num_valid_steps(T) - 1]
         logits = pattern.align_logits(self(sequence, text, melody=melody), T)
         return Predictions(logits, pattern.frame_mask(T, device=codes.device))
+
+    def states(self, codes: Tensor, text: TextStates, melody: MelodyStates | None = None) -> States:
+        """As ``predict``, up to the heads: a loss that runs them in parts never holds all logits at once."""
+        T, pattern = codes.shape[2], self.pattern
+        sequence = pattern.interleave(codes, self.config.special_token_id)[:, :, : pattern.num_valid_steps(T) - 1]
+        hidden = self.hidden(sequence, text, melody=melody)
+        steps = (pattern.steps(T).to(codes.device) - 1).clamp(max=hidden.shape[1] - 1)
+        return States(hidden, steps, pattern.frame_mask(T, device=codes.device))
+
+    def set_recompute(self, recompute: Recompute) -> None:
+        """Chooses what training computes again in the backward pass rather than keeps."""
+        self.recompute = recompute
+        for layer in self.layers:
+            assert isinstance(layer, Layer)
+            layer.recomputes_ffn = recompute == "selective"
 
     def _project(self, text: TextStates | None, cache: KVCache | None) -> tuple[Tensor | None, Tensor | None]:
         """Text states [B, N, D], zero where masked (bias included), and the mask of cross-attention [B, 1, 1, N]."""

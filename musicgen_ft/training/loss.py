@@ -3,11 +3,15 @@
 B batch, K codebooks, T frames.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from musicgen_ft.model.lm import States
 
 
 class CodebookLoss(NamedTuple):
@@ -31,6 +35,41 @@ def codebook_sums(logits: Tensor, codes: Tensor, mask: Tensor) -> tuple[Tensor, 
     return torch.stack(sums), mask.sum((0, 2)).float()
 
 
+def state_sums(
+    states: States, heads: Iterable[nn.Module], codes: Tensor, mask: Tensor, *, chunk_frames: int = 4096
+) -> tuple[Tensor, Tensor]:
+    """As ``codebook_sums``, of the states before the heads; in training no more than a chunk's logits are ever held.
+
+    Args:
+        states: of ``LanguageModel.states``.
+        heads: K of them, from D to card.
+        codes: int64 [B, K, T].
+        mask: bool [B, K, T].
+        chunk_frames: frames whose logits are computed at a time, and again in the backward pass.
+    """
+    sums = []
+    for k, head in enumerate(heads):
+        valid = mask[:, k]
+        hidden, targets = states.hidden[:, states.steps[k]][valid], codes[:, k][valid]  # [N, D], [N]
+        of_chunks = [
+            checkpoint(_chunk_sum, head, part, target, use_reentrant=False) if torch.is_grad_enabled()
+            else _chunk_sum(head, part, target)
+            for part, target in zip(hidden.split(chunk_frames), targets.split(chunk_frames), strict=True)
+        ]  # fmt: skip
+        sums.append(torch.stack(of_chunks).sum())
+    return torch.stack(sums), mask.sum((0, 2)).float()
+
+
+def _chunk_sum(head: nn.Module, hidden: Tensor, codes: Tensor) -> Tensor:
+    return F.cross_entropy(head(hidden).float(), codes, reduction="sum")
+
+
+def mean_loss(sums: Tensor, counts: Tensor) -> CodebookLoss:
+    """The mean over codebooks, each averaged over its own valid frames; one without any counts as 0."""
+    ce_per_codebook = sums / counts.clamp(min=1)
+    return CodebookLoss(ce_per_codebook.mean(), ce_per_codebook.detach())
+
+
 def codebook_cross_entropy(logits: Tensor, codes: Tensor, mask: Tensor) -> CodebookLoss:
     """Mean cross-entropy over codebooks, each averaged over its own valid frames.
 
@@ -47,6 +86,4 @@ def codebook_cross_entropy(logits: Tensor, codes: Tensor, mask: Tensor) -> Codeb
 
     Source: MusicGen (arXiv:2306.05284); the weighting of audiocraft's ``MusicGenSolver._compute_cross_entropy``.
     """
-    sums, counts = codebook_sums(logits, codes, mask)
-    ce_per_codebook = sums / counts.clamp(min=1)
-    return CodebookLoss(ce_per_codebook.mean(), ce_per_codebook.detach())
+    return mean_loss(*codebook_sums(logits, codes, mask))

@@ -27,6 +27,7 @@ def metric_names(n_q: int) -> tuple[str, ...]:
         *(f"train/ce_q{k}" for k in codebooks),
         "train/grad_norm",
         "train/lr",
+        "train/skipped",
         "perf/frames_per_s",
         "valid/ce",
         "valid/ppl",
@@ -71,8 +72,13 @@ class MetricsCSV(Logger):
             writer.writerow({"step": step} | {name: f"{value:.6g}" for name, value in metrics.items()})
 
     @rank_zero_only
-    def truncate(self, step: int) -> None:
-        """Drops the rows after ``step``, and a last row that a kill has cut."""
+    def truncate(self, step: int, *, validated: bool = True) -> None:
+        """Drops the rows after ``step``, and a last row that a kill has cut.
+
+        Args:
+            step: the last one that stays.
+            validated: whether its validation stays, too.
+        """
         if not self.path.is_file():
             return
         with self.path.open(newline="") as file:
@@ -80,6 +86,9 @@ class MetricsCSV(Logger):
         whole = text[: text.rfind("\n") + 1]  # a kill may have cut the last line within a value
         header, *rows = list(csv.reader(whole.splitlines()))
         kept = [row for row in rows if len(row) == len(header) and row[0].isdigit() and int(row[0]) <= step]
+        if not validated:
+            column = header.index("valid/ce")
+            kept = [row for row in kept if int(row[0]) < step or not row[column]]
         temporary = self.path.with_name(f".{self.path.name}.tmp-{os.getpid()}")
         with temporary.open("w", newline="") as file:
             csv.writer(file).writerows([header, *kept])

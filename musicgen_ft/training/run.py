@@ -1,7 +1,7 @@
 """The folder of a run: what it was started with, and what it has come to.
 
 ``config.yaml`` the resolved config, ``run.json`` where everything came from, ``probe.safetensors`` real codes to check
-an export with, ``metrics.csv``, ``checkpoints/best.ckpt`` and ``checkpoints/last.ckpt``.
+an export with, ``metrics.csv``, ``checkpoints/best.ckpt`` and ``checkpoints/step-N.ckpt``.
 """
 
 import secrets
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from musicgen_ft.config import FinetuneConfig, write_yaml
 from musicgen_ft.errors import UserError
-from musicgen_ft.files import atomic_path, read_json, refuse_used, write_json
-from musicgen_ft.training.checkpoints import BEST, LAST
+from musicgen_ft.files import atomic_folder, read_json, refuse_used, write_json
+from musicgen_ft.training.checkpoints import BEST, damage, newest_whole
 from musicgen_ft.weights import read_pickle, write_safetensors
 
 CONFIG_FILE = "config.yaml"
@@ -55,6 +55,8 @@ class RunInfo:
     """Of the run in wandb, so that a resumed run goes on with it."""
     toolkit_version: str
     """The musicgen-ft that started it."""
+    base_sha256: str | None = None
+    """Hash of the base's weights, where the checkpoints hold only what was trained over them."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,18 @@ class Probe:
     """int64 [1, F], their melody, where the shards have it."""
 
 
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint to go on from."""
+
+    path: Path
+    """Its file."""
+    step: int
+    """Optimizer steps made."""
+    state: dict[str, Any]
+    """Of ``SaveCheckpoints``."""
+
+
 class RunFolder:
     """The paths and records of one run."""
 
@@ -79,17 +93,15 @@ class RunFolder:
     @classmethod
     def create(cls, path: Path, config: FinetuneConfig, info: RunInfo, probe: Probe) -> "RunFolder":
         """Makes a new run's folder with its records; the caller has made sure that the place is free."""
-        run = cls(path)
-        run.checkpoints.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path / CONFIG_FILE) as temporary:
-            write_yaml(temporary, config)
-        with atomic_path(path / PROBE_FILE) as temporary:
+        with atomic_folder(path) as folder:
+            (folder / "checkpoints").mkdir()
+            write_yaml(folder / CONFIG_FILE, config)
             tensors = {"codes": probe.codes.to(torch.int32)}
             if probe.chroma is not None:
                 tensors["chroma"] = probe.chroma.to(torch.int32)
-            write_safetensors(temporary, tensors, {"description": probe.description})
-        write_json(path / INFO_FILE, asdict(info))
-        return run
+            write_safetensors(folder / PROBE_FILE, tensors, {"description": probe.description})
+            write_json(folder / INFO_FILE, asdict(info))
+        return cls(path)
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
@@ -112,6 +124,7 @@ class RunFolder:
         paths = ("out", "resume")
         values: dict[str, Any] = yaml.safe_load(text)
         values |= {name: Path(values[name]) for name in paths if values.get(name) is not None}
+        values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
         try:
             return FinetuneConfig(**values)
         except TypeError as error:
@@ -132,16 +145,20 @@ class RunFolder:
             return Probe(file.get_tensor("codes").long(), (file.metadata() or {})["description"], chroma)
 
     def checkpoint(self, which: str) -> Path:
-        """The file of ``best`` or ``last``; best falls back to last where there was no validation.
+        """The file of ``best``, or the newest whole one as ``last``, to which best falls back without validation.
 
         Raises:
-            UserError: if nothing was saved yet.
+            UserError: if nothing was saved yet, or what was is damaged.
         """
-        names = [BEST, LAST] if which == "best" else [LAST]
-        for name in names:
-            if (self.checkpoints / name).is_file():
-                return self.checkpoints / name
-        raise UserError(f"{self.path} holds no {' or '.join(names)} yet: the run ended before its first save.")
+        best = self.checkpoints / BEST
+        if which == "best" and best.is_file():
+            if reason := damage(best):
+                raise UserError(f"{best} is damaged ({reason}). Export with --checkpoint last.")
+            return best
+        last = newest_whole(self.checkpoints)
+        if last is None:
+            raise UserError(f"{self.path} holds no checkpoint yet: the run ended before its first save.")
+        return last
 
     def read_checkpoint(self, which: str) -> dict[str, Any]:
         """What a training checkpoint holds, without unpickling.
@@ -149,11 +166,29 @@ class RunFolder:
         Raises:
             UserError: if there is none, or it holds anything but tensors and plain values.
         """
-        path = self.checkpoint(which)
-        content = read_pickle(path)
-        if "state_dict" not in content or "global_step" not in content:
-            raise UserError(f"{path} is no training checkpoint: it holds {sorted(content)[:8]}.")
-        return content
+        return _read(self.checkpoint(which))
+
+    def saved(self) -> Saved | None:
+        """Where a resume goes on; None if the run ended before its first save.
+
+        Raises:
+            UserError: if all that was saved is damaged, or no training checkpoint.
+        """
+        path = newest_whole(self.checkpoints)
+        if path is None:
+            return None
+        content = _read(path)
+        state = content.get("callbacks", {}).get("SaveCheckpoints")
+        if state is None:
+            raise UserError(f"{path} is of another version of the toolkit: it does not say what was validated.")
+        return Saved(path, content["global_step"], state)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content = read_pickle(path)
+    if "state_dict" not in content or "global_step" not in content:
+        raise UserError(f"{path} is no training checkpoint: it holds {sorted(content)[:8]}.")
+    return content
 
 
 @dataclass(frozen=True)
@@ -161,7 +196,7 @@ class ExportedWeights:
     """What a training checkpoint gives to a generator."""
 
     state: dict[str, Tensor]
-    """The language model's tensors under our names."""
+    """The language model's tensors that were trained, under our names, adapters among them."""
     metrics: dict[str, Any]
     """Step, kind of weights, and the validation losses where there are some."""
 
@@ -187,6 +222,20 @@ def exported_weights(checkpoint: dict[str, Any], kind: str) -> ExportedWeights:
         state |= ema["weights"]
         metrics["weights"] = "averaged"
     return ExportedWeights(state, metrics)
+
+
+def check_base(info: RunInfo, sha256: str) -> None:
+    """Refuses to lay what a run trained over another base.
+
+    Raises:
+        UserError: if the base's weights are not those that the run began with.
+    """
+    if sha256 != info.base_sha256:
+        found, expected = sha256[:8], (info.base_sha256 or "none")[:8]
+        raise UserError(
+            f"the base {info.base} is not what the run was trained on: found weights {found}, expected {expected}. "
+            "Put the old ones back."
+        )
 
 
 def places(config: FinetuneConfig) -> tuple[str, Path]:
@@ -215,13 +264,14 @@ def check_free(config: FinetuneConfig) -> None:
 
 
 def resumed_config(asked: FinetuneConfig, of_run: FinetuneConfig) -> FinetuneConfig:
-    """The config of a run that is taken up again; only what tells where it runs may be given anew.
+    """The config of a run that is taken up again; only where it runs and what it keeps may be given anew.
 
     Raises:
         UserError: if anything else was given.
     """
     assert asked.resume is not None
-    free = {"resume", "devices", "num_nodes", "num_workers", "micro_batch_size", "accelerator"}
+    free = {"resume", "devices", "num_nodes", "num_workers", "micro_batch_size", "accelerator", "timeout_minutes"}
+    free |= {"save_every_minutes", "keep_last", "milestone_every_steps"}
     given = {
         field.name: getattr(asked, field.name)
         for field in fields(FinetuneConfig)

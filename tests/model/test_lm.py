@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from musicgen_ft.model.conditioning import TextStates
-from musicgen_ft.model.lm import KVCache, LanguageModel, Layer, LMConfig, sinusoidal_positions
+from musicgen_ft.model.lm import KVCache, LanguageModel, Layer, LMConfig, Recompute, sinusoidal_positions
 
 MakeLM = Callable[..., LanguageModel]
 MakeText = Callable[..., TextStates]
@@ -266,3 +266,52 @@ def test_dropout_acts_in_training_alone(make_lm: MakeLM, make_text: MakeText) ->
     assert torch.equal(dropping(codes, text), plain(codes, text))
     torch.manual_seed(0)
     assert (dropping.train()(codes, text) - plain(codes, text)).abs().max() > 0.1
+
+
+# ---- less memory -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recompute", ["selective", "full"])
+def test_what_is_computed_again_gives_the_same_gradients_with_dropout_on(
+    make_lm: MakeLM, make_text: MakeText, recompute: Recompute
+) -> None:
+    lm = make_lm(dropout=0.3).train()
+    codes, text = random_codes(2, lm.config.n_q, 9), make_text(4, 2)
+
+    def gradients() -> list[Tensor]:
+        torch.manual_seed(5)
+        lm.zero_grad()
+        lm.states(codes, text).hidden.square().sum().backward()
+        return [parameter.grad.clone() for parameter in lm.parameters() if parameter.grad is not None]
+
+    kept = gradients()
+    lm.set_recompute(recompute)
+    again = gradients()
+
+    assert len(kept) == len(again)
+    assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
+
+
+def test_recomputing_runs_the_layers_twice_in_training_and_once_without_gradients(
+    make_lm: MakeLM, make_text: MakeText
+) -> None:
+    lm = make_lm()
+    codes, text = random_codes(2, lm.config.n_q, 9), make_text(4, 2)
+    calls: list[str] = []
+    for name, module in lm.named_modules():
+        if name.endswith(("fc1", "q_proj")):
+            module.register_forward_hook(lambda *_, name=name: calls.append(name.rpartition(".")[2]))
+
+    def counted(recompute: Recompute) -> tuple[int, int]:
+        calls.clear()
+        lm.set_recompute(recompute)
+        lm.states(codes, text).hidden.sum().backward()
+        return calls.count("fc1") // len(lm.layers), calls.count("q_proj") // (2 * len(lm.layers))
+
+    assert counted("none") == (1, 1)
+    assert counted("selective") == (2, 1)
+    assert counted("full") == (2, 2)
+    calls.clear()
+    with torch.no_grad():
+        lm.states(codes, text)
+    assert calls.count("fc1") == len(lm.layers)

@@ -1,6 +1,7 @@
 """Commands as a user gives them, in this process or one of their own; what the main job makes, once a session."""
 
 import contextlib
+import hashlib
 import io
 import logging
 import os
@@ -13,9 +14,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
+import av
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
@@ -95,6 +99,67 @@ def process(console_script: Path) -> Command:
         return Result(done.returncode, done.stdout, done.stderr)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tune() -> Callable[..., npt.NDArray[np.float32]]:
+    """A function that makes a tune, float32 [C, L]; another seed is another recording."""
+
+    def make(seed: int, seconds: float = 1.5, *, rate: int = 16_000, channels: int = 1) -> npt.NDArray[np.float32]:
+        rng = np.random.default_rng(seed)
+        times = np.arange(round(seconds * rate)) / rate
+        samples = 0.02 * rng.standard_normal((channels, len(times)))
+        for second in np.arange(0, seconds, 0.25):
+            envelope = np.where(times >= second, np.exp(-6 * (times - second)), 0)
+            for note in rng.integers(40, 90, size=3):
+                frequency = 440 * 2 ** ((note - 69) / 12)
+                samples += 0.15 * envelope * np.sin(2 * np.pi * frequency * times)
+        return np.clip(samples, -0.95, 0.95).astype(np.float32)
+
+    return make
+
+
+CODECS = {".mp3": "libmp3lame", ".flac": "flac", ".ogg": "libopus", ".opus": "libopus", ".m4a": "aac"}
+
+
+@pytest.fixture(scope="session")
+def write_audio() -> Callable[..., Path]:
+    """A function that writes float32 [C, L] to a file of the format that its suffix says, with tags."""
+
+    def write(
+        path: Path,
+        samples: npt.NDArray[np.float32],
+        *,
+        rate: int = 16_000,
+        codec: str = "",
+        format: str | None = None,
+        options: dict[str, str] | None = None,
+        **tags: str,
+    ) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(samples)]
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), format="fltp", layout=layout)
+        frame.sample_rate, frame.pts = rate, 0
+        with av.open(str(path), "w", format=format, options=options or {}) as container:
+            stream: Any = container.add_stream(codec or CODECS.get(path.suffix, "pcm_s16le"), rate=rate, layout=layout)
+            (stream if path.suffix == ".ogg" else container).metadata.update(tags)
+            resampler = av.AudioResampler(stream.format, layout, rate, frame_size=stream.codec_context.frame_size)
+            for piece in [*resampler.resample(frame), *resampler.resample(None), None]:
+                container.mux(stream.encode(piece))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def bytes_of() -> Callable[[Path], dict[str, str]]:
+    """A function that tells of every file under a folder, hidden ones too, the hash of its bytes."""
+
+    def tell(folder: Path) -> dict[str, str]:
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+    return tell
 
 
 @pytest.fixture(scope="session")

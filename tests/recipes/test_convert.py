@@ -9,6 +9,7 @@ import torch
 
 from musicgen_ft.checkpoint.base import open_base
 from musicgen_ft.checkpoint.stereo import stereo_state
+from musicgen_ft.peers import audiocraft, parity, transformers
 
 Command = Callable[..., Any]
 
@@ -46,6 +47,49 @@ def test_the_card_of_a_converted_base_names_where_its_weights_come_from(
     assert f"The weights of **{nano_folder.name}**" in card
     assert str(nano_folder) not in card
     assert all(value.dtype == torch.float16 for value in open_base(str(tmp_path / "made")).lm_state().values())
+
+
+@torch.no_grad()
+def test_a_reader_that_maps_the_layers_has_the_logits_of_one_in_fp32(
+    nano_folder: Path, tmp_path: Path, command: Command
+) -> None:
+    """In half precision too, bit by bit: the layers are widened to fp32 when they compute."""
+    made = tmp_path / "made"
+    assert command("export", "--from", nano_folder, "--out", made, "--dtype", "float16").status == 0
+    text_encoder = open_base(str(made)).text_encoder()
+    codes = torch.randint(256, (1, 4, 9), generator=torch.Generator().manual_seed(0))
+
+    found: Any = audiocraft.open_generator(made, text_encoder, mapped=True)
+    expected: Any = audiocraft.open_generator(made, text_encoder)
+    assert {value.dtype for value in found.lm.transformer.layers.parameters()} == {torch.float16}
+    assert {value.dtype for value in expected.lm.parameters()} == {torch.float32}
+    logits = [audiocraft.logits(generator, codes, ["slow piano"])[0] for generator in (found, expected)]
+    torch.testing.assert_close(*logits, rtol=0, atol=0, equal_nan=True)
+
+    found = transformers.open_generator(made, layers_dtype=torch.float16)
+    expected = transformers.open_generator(made)
+    layers = found.decoder.model.decoder.layers
+    assert {value.dtype for value in layers.parameters()} == {torch.float16}
+    assert {value.dtype for value in set(found.parameters()) - set(layers.parameters())} == {torch.float32}
+    assert {value.dtype for value in expected.parameters()} == {torch.float32}
+    logits = [transformers.logits(generator, codes, ["slow piano"]) for generator in (found, expected)]
+    torch.testing.assert_close(*logits, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("format", ["audiocraft", "transformers"])
+def test_an_export_with_one_other_number_that_no_logit_shows_is_refused(
+    nano_folder: Path, tmp_path: Path, command: Command, format: str
+) -> None:
+    made = tmp_path / "made"
+    assert command("export", "--from", nano_folder, "--out", made, "--format", format).status == 0
+    base = open_base(str(nano_folder))
+    state = base.lm_state()
+    embedding = state["embeddings.2.weight"] = state["embeddings.2.weight"].clone()
+    embedding[250, 3] += 1e-3
+    codes = torch.zeros(1, 4, 5, dtype=torch.int64)  # never code 250
+
+    with pytest.raises(RuntimeError, match=f"the export for {format} does not hold embeddings.2.weight as it is"):
+        parity.check_export(made, state, base.lm_config, base.text_encoder(), codes, "music", formats=[format])
 
 
 @pytest.mark.parametrize("words", [(), ("run", "--from", "nano"), ("run", "--channels", 2)])

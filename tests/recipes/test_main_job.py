@@ -101,12 +101,12 @@ def test_prepare_killed_in_the_middle_and_run_again_gives_the_bytes_of_an_unbrok
     folder.mkdir()
     for track in corpus.glob("*.wav"):
         samples, rate = read_wav(track)
-        write_wav(folder / track.name, torch.from_numpy(np.tile(samples, 8)), rate)
-    words = ["prepare", str(folder), "--valid_fraction", "0"]
+        write_wav(folder / track.name, torch.from_numpy(np.tile(samples, 4)), rate)
+    words = ["prepare", str(folder), "--valid_fraction", "0", "--workers", "1"]
     killed, unbroken = tmp_path / "killed", tmp_path / "unbroken"
 
     with subprocess.Popen([console_script, *words, "--out", str(killed)]) as running:
-        while running.poll() is None and not list(killed.glob(".train-*")):
+        while running.poll() is None and not list(killed.glob(".work/parts/*.npz")):
             time.sleep(0.01)
         assert running.poll() is None, "it ended before it could be killed"
         running.kill()
@@ -118,10 +118,7 @@ def test_prepare_killed_in_the_middle_and_run_again_gives_the_bytes_of_an_unbrok
     assert refused.status == 2
     assert "is incomplete: prepare did not finish it" in refused.err
     assert (again.status, whole.status) == (0, 0)
-    differing = {name for name, sha in bytes_of(unbroken).items() if bytes_of(killed).get(name) != sha}
-    assert set(bytes_of(killed)) == set(bytes_of(unbroken))
-    assert differing <= {"manifest.json"}  # it holds --out
-    assert tar_hashes(killed) == tar_hashes(unbroken)
+    assert bytes_of(killed) == bytes_of(unbroken)
 
 
 def tar_hashes(shards: Path) -> list[str]:
@@ -155,7 +152,7 @@ def test_a_broken_file_is_named_and_left_out_and_the_others_are_prepared(
 
     assert result.status == 0
     assert "left out: 1 of 9 files" in result.out
-    assert "broken.mp3" in result.err
+    assert "\n  broken.mp3: " in result.out
     manifest = ShardIndex.open(tmp_path / "shards").manifest
     assert [file.relative_path for file in manifest.rejected] == ["broken.mp3"]
     assert sum(manifest.num_tracks.values()) == 8

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import importlib.util
 import os
 import pickle
 import re
@@ -12,9 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
+from musicgen_ft.audio import write_wav
+from musicgen_ft.codec import Codec
+from musicgen_ft.corpus.labels import Labels
+from musicgen_ft.shards.track import Track, TrackMeta
 
 # What the fixture of conftest.py gives.
 Command = Callable[..., Any]
@@ -57,6 +64,35 @@ class Place:
         self.file(f"corpus/{name}", content)
         return self.tmp / "corpus"
 
+    def silence(self) -> Path:
+        """A corpus of one silent track."""
+        (self.tmp / "corpus").mkdir()
+        write_wav(self.tmp / "corpus" / "silent.wav", torch.zeros(1, 32_000), 16_000)
+        return self.tmp / "corpus"
+
+    def many(self) -> Path:
+        """A corpus of more files than one process surveys."""
+        for number, track in enumerate([*self.corpus.glob("*.wav")] * 2):
+            self.file(f"many/{number}.wav", track.read_bytes())
+        return self.tmp / "many"
+
+    def table(self, columns: str, *rows: str, is_same: bool = False) -> str:
+        """A table of so many tracks, which are copied into the folder ``corpus``; all alike if ``is_same``."""
+        tracks = sorted(self.corpus.glob("*.wav"))[: len(rows)]
+        for track in tracks:
+            self.file(f"corpus/{track.name}", tracks[0 if is_same else tracks.index(track)].read_bytes())
+        return "".join(
+            [f"file_name,{columns}\n", *(f"{track.name},{row}\n" for track, row in zip(tracks, rows, strict=True))]
+        )
+
+    def copy(self, folder: Path) -> Path:
+        """A copy of one of the session's folders."""
+        return Path(shutil.copytree(folder, self.tmp / folder.name))
+
+    def track(self) -> bytes:
+        """A good track."""
+        return min(self.corpus.glob("*.wav")).read_bytes()
+
     def run_with(self, *checkpoints: bytes) -> Path:
         """A copy of the run whose checkpoints are replaced: all by one file, or removed where there is none."""
         run = Path(shutil.copytree(self.run, self.tmp / "run"))
@@ -69,7 +105,7 @@ class Place:
     def base_with(self, name: str, content: bytes, *, format: str) -> Path:
         """A copy of the generator in one format with a file replaced."""
         kept = {
-            "audiocraft": ("state_dict.bin", "compression_state_dict.bin"),
+            "audiocraft": ("state_dict.bin", "compression_state_dict.bin"),  # its T5 lies beside them, and is not read
             "transformers": ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"),
         }
         base = self.folder("base")
@@ -128,18 +164,6 @@ MISTAKES = {
     "a corpus without audio": Mistake(
         lambda at: ("prepare", at.file("corpus/notes.txt").parent, "--out", at.out), r"corpus holds no audio.*\.flac"
     ),
-    "labels that are not valid JSON": Mistake(
-        lambda at: ("prepare", at.corpus_with("00000_techno.json", '{"genre": '), "--out", at.out),
-        r"00000_techno\.json is not valid JSON.*line 1",
-    ),
-    "labels that are JSON, but no object": Mistake(
-        lambda at: ("prepare", at.corpus_with("00000_techno.json", "[1]"), "--out", at.out),
-        r"00000_techno\.json holds a JSON list, expected an object",
-    ),
-    "a description that is not UTF-8": Mistake(
-        lambda at: ("prepare", at.corpus_with("00000_techno.txt", "Stück".encode("latin-1")), "--out", at.out),
-        r"00000_techno\.txt is not UTF-8",
-    ),
     "a table without the column file_name": Mistake(
         lambda at: ("prepare", at.corpus_with("metadata.csv", "file,genre\na.wav,folk\n"), "--out", at.out),
         r"metadata\.csv has no column file_name",
@@ -158,6 +182,62 @@ MISTAKES = {
     ),
     "a share that is no share": Mistake(
         lambda at: ("prepare", at.corpus, "--out", at.out, "--valid_fraction", 1.5), "valid_fraction.*1.5.*expected"
+    ),
+    "an engine that is not there": Mistake(
+        lambda at: ("prepare", at.corpus, "--out", at.out, "--engine", "dask"), "engine.*local.*ray.*dask"
+    ),
+    "nothing to split by": Mistake(
+        lambda at: ("prepare", at.corpus, "--out", at.out, "--split_by", " "), "split_by: found nothing, expected auto"
+    ),
+    "leases that last no time": Mistake(
+        lambda at: ("prepare", at.corpus, "--out", at.out, "--lease_s", 0), "lease_s: found 0"
+    ),
+    "a demucs that is nowhere": Mistake(
+        lambda at: ("prepare", at.corpus, "--out", at.out, "--vocals", "remove", "--stems_model", "nowhere"),
+        "demucs.* nowhere|nowhere.*demucs",
+    ),
+    "a demucs whose file is damaged": Mistake(
+        lambda at: (
+            *("prepare", at.corpus, "--out", at.out, "--vocals", "remove"),
+            *("--stems_model", at.file("m.th", b"PK\x03\x04 cut")),
+        ),
+        r"m\.th",
+    ),
+    "another base for shards that are there": Mistake(
+        lambda at: ("prepare", at.corpus, "--out", at.copy(at.shards), "--base", at.base_with_another_codec()),
+        r"shards was begun with another codec, config or corpus \(train-000000\.tar\): found .*expected .*--out",
+    ),
+    "another window for shards that are there": Mistake(
+        lambda at: ("prepare", at.corpus, "--out", at.copy(at.shards), "--window_s", 20), "found .*30.* expected .*20"
+    ),
+    "another corpus for shards that are there": Mistake(
+        lambda at: ("prepare", at.file("songs/a.wav", at.track()).parent, "--out", at.copy(at.shards)),
+        "was begun with another codec, config or corpus",
+    ),
+    # ---- inspect
+    "an inspection of what is not there": Mistake(
+        lambda at: ("inspect", at.tmp / "nowhere", "--out", at.tmp / "page.html"), "nowhere does not exist, expected"
+    ),
+    "an inspection of a folder that is nothing": Mistake(
+        lambda at: ("inspect", at.file("notes/notes.txt").parent, "--out", at.tmp / "page.html"), "holds no audio"
+    ),
+    "an inspection of a run": Mistake(
+        lambda at: ("inspect", at.run, "--out", at.tmp / "page.html"), "run holds no audio"
+    ),
+    "an inspection into a folder": Mistake(
+        lambda at: ("inspect", at.corpus, "--out", at.folder("page")), "page is a folder, expected the name of a file"
+    ),
+    "an inspection with unknown captions": Mistake(
+        lambda at: ("inspect", at.corpus, "--out", at.tmp / "p.html", "--finetune_config", "smal"),
+        "smal: .*Shipped: .*small",
+    ),
+    "an inspection with unknown rules": Mistake(
+        lambda at: ("inspect", at.corpus, "--out", at.tmp / "p.html", "--prepare_config", "smal"),
+        "smal: .*Shipped: .*small",
+    ),
+    "an inspection of half-done shards": Mistake(
+        lambda at: ("inspect", at.file("shards/.work/plan/plan.json", "{}").parents[2], "--out", at.tmp / "p.html"),
+        "shards is incomplete: prepare did not finish it",
     ),
     # ---- shards and bases
     "shards of another codec than the base's": Mistake(
@@ -346,11 +426,115 @@ def test_a_corpus_of_broken_files_only_is_refused_after_naming_each(place: Place
 
     result = command("prepare", broken, "--out", place.out)
 
-    assert result.status == 2
-    *named, line = result.err.splitlines()
-    assert [text.split(":")[0] for text in named] == ["left out a.mp3", "left out b.wav"]
-    assert "none of its 2 audio files can be used" in line
-    assert tree(place.tmp) == before
+    assert_told_in_one_line(result, "prepare", r"none of its 2 audio files can be used \(a\.mp3: .+; b\.wav: .+\)")
+    assert_nothing_but_surveys(place.tmp, before)
+
+
+def assert_nothing_but_surveys(folder: Path, before: dict[str, bytes | None]) -> None:
+    """What was measured stays, so that nothing is decoded again once the mistake is corrected."""
+    new = {path for path in tree(folder).keys() - before.keys() if (folder / path).is_file()}
+    assert before.items() <= tree(folder).items()
+    assert new
+    assert all(re.fullmatch(r"out/\.work/surveys/\w+\.jsonl", path) for path in new), new
+
+
+AFTER_THE_SURVEY = {
+    "a column that is not there": Mistake(
+        lambda at: ("prepare", at.corpus, "--out", at.out, "--split_by", "composer"),
+        "split_by composer: no track has this field, expected one of auto, track, album, artist, folder, .*genre",
+    ),
+    "a corpus of silence": Mistake(
+        lambda at: ("prepare", at.silence(), "--out", at.out),
+        r"none of its 1 audio files can be used \(silent\.wav: silent for 100% of its length",
+    ),
+    "one album on both sides": Mistake(
+        lambda at: (
+            *("prepare", at.corpus_with("metadata.csv", at.table("album,split", "Blue,train", "Blue,valid"))),
+            *("--out", at.out, "--split_by", "album"),
+        ),
+        r"00000_techno\.wav is to be in train and 00001_\w+\.wav in valid, but they are one group .*--split_by track",
+    ),
+    "one recording on both sides": Mistake(
+        lambda at: (
+            *("prepare", at.corpus_with("metadata.csv", at.table("split", "train", "valid", is_same=True))),
+            *("--out", at.out, "--duplicates", "keep"),
+        ),
+        "is to be in train and .* in valid, but they are one group",
+    ),
+}
+"""Mistakes that show when the files are measured."""
+
+
+@pytest.mark.parametrize("mistake", AFTER_THE_SURVEY.values(), ids=AFTER_THE_SURVEY.keys())
+def test_a_mistake_that_shows_after_the_survey_keeps_what_was_measured(
+    mistake: Mistake, place: Place, command: Command
+) -> None:
+    words = mistake.words(place)
+    before = tree(place.tmp)
+
+    result = command(*words)
+
+    assert_told_in_one_line(result, "prepare", mistake.says)
+    assert_nothing_but_surveys(place.tmp, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("00000_techno.json", '{"genre": ', r"00000_techno\.json is not valid JSON: .*line 1.* Correct or remove"),
+        ("00000_techno.json", "[1]", r"00000_techno\.json holds a JSON list, expected an object"),
+        ("00000_techno.txt", "Stück".encode("latin-1"), r"00000_techno\.txt is not UTF-8 text"),
+    ],
+)
+def test_labels_that_cannot_be_read_leave_out_their_track_which_is_named(
+    name: str, content: str | bytes, says: str, place: Place, command: Command
+) -> None:
+    folder = place.corpus_with(name, content)
+    shutil.copy(sorted(place.corpus.glob("*.wav"))[1], folder)
+
+    result = command("prepare", folder, "--out", place.out)
+
+    assert (result.status, "Traceback" in result.err) == (0, False), result.err
+    assert re.search(rf"left out: 1 of 2 files:\n  00000_techno\.wav: its labels cannot be read: {says}", result.out)
+
+
+@pytest.mark.parametrize(
+    ("words", "module", "says"),
+    [
+        (("--engine", "ray"), "ray", r"--engine ray needs Ray, which is not installed\. Run: pip install .*ray"),
+        (("--vocals", "remove"), "demucs", "separating stems takes demucs .*not installed. pip install"),
+    ],
+)
+def test_what_is_not_installed_is_told_with_its_command(
+    words: tuple[str, ...], module: str, says: str, place: Place, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+
+    def missing(name: str, *arguments: Any) -> Any:
+        return None if name.split(".")[0] == module else find(name, *arguments)
+
+    monkeypatch.setattr(importlib.util, "find_spec", missing)
+
+    result = command("prepare", place.corpus, "--out", place.out, *words)
+
+    assert_told_in_one_line(result, "prepare", says)
+    assert tree(place.tmp) == {}
+
+
+def test_shards_with_one_group_in_both_splits_are_not_trained_on(
+    place: Place, command: Command, nano_codec: Codec, write_folder: Callable[..., Path]
+) -> None:
+    def track(key: str) -> Track:
+        codes = np.zeros((4, 60), np.uint16)
+        meta = TrackMeta(labels=Labels(), relative_path=f"{key}.wav", num_frames=60, duration_s=1.2, group="album Blue")
+        return Track(key=key, codes=codes, meta=meta)
+
+    folder = write_folder(place.tmp / "leaky", nano_codec.spec, {"train": [track("a")], "valid": [track("b")]})
+
+    result = command("finetune", folder, "--out", place.out, *TRAINING)
+
+    assert_told_in_one_line(result, "finetune", "1 groups of tracks are in both splits, e.g. 'album Blue' with a in")
+    assert not place.out.exists()
 
 
 # ---- where the output goes -------------------------------------------------------------------------------------------
@@ -373,6 +557,8 @@ writers = pytest.mark.parametrize("name", WRITERS)
 def test_a_folder_that_holds_another_output_is_refused_and_kept(
     name: str, holds: str, place: Place, command: Command
 ) -> None:
+    if (name, holds) == ("prepare", "shards"):
+        pytest.skip("its own shards are what prepare goes on with, see test_prepare.py")
     folder = place.file("mine/holiday.txt", "me").parent if holds == "something else" else getattr(place, holds)
     before = tree(folder)
 
@@ -423,22 +609,36 @@ def files_of_at_most(num_bytes: int) -> Iterator[None]:
 
 @pytest.mark.parametrize(
     ("name", "num_bytes"),
-    [("synthesize", 20_000), ("prepare", 2_000), ("finetune", 1_000_000), ("export", 1_000_000), ("sample", 2_000)],
+    [
+        ("synthesize", 20_000),
+        ("prepare", 2_000),
+        ("prepare", 12_000),
+        ("prepare of many files", 2_000),
+        ("finetune", 1_000_000),
+        ("export", 1_000_000),
+        ("sample", 2_000),
+    ],
 )
 def test_a_full_disk_is_told_in_one_line_and_leaves_nothing_under_a_final_name(
     name: str, num_bytes: int, place: Place, command: Command
 ) -> None:
+    command_name = name.split()[0]
+    words = ("prepare", place.many(), "--workers", 2) if "many" in name else WRITERS[name](place)
     with files_of_at_most(num_bytes):
-        result = command(*WRITERS[name](place), "--out", place.out)
+        result = command(*words, "--out", place.out)
 
     assert result.status == 2, result.err
     assert "Traceback" not in result.err
-    assert result.err.splitlines()[-1].startswith(f"musicgen-ft {name}: ")
+    assert result.err.splitlines()[-1].startswith(f"musicgen-ft {command_name}: ")
     assert os.strerror(errno.EFBIG) in result.err.splitlines()[-1]
-    # finetune had begun: its records may stand, but no checkpoint. Of the others, not even a temporary file.
-    written = {path for path in tree(place.tmp) if (place.tmp / path).is_file()}
+    # finetune had begun: its records may stand, but no checkpoint. So may what prepare measured and encoded, to go on
+    # with, but no shard. Of the others, not even a temporary file.
+    written = {path for path in tree(place.out) if (place.out / path).is_file()}
     assert {path for path in written if "tmp" in path or path.endswith((".ckpt", ".tar", ".wav", ".bin"))} == set()
-    assert not written or name == "finetune"
+    assert not written or command_name in ("finetune", "prepare")
+    if command_name == "prepare":
+        assert all(path.startswith(".work/") for path in written)
+        assert command(*words, "--out", place.out).status == 0  # there is room again: it goes on
 
 
 # ---- pickles ---------------------------------------------------------------------------------------------------------

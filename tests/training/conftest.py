@@ -22,7 +22,8 @@ from musicgen_ft.shards.index import ShardIndex
 from musicgen_ft.shards.track import Track, TrackMeta
 from musicgen_ft.training.data import build_data, probe
 from musicgen_ft.training.module import FinetuneModule
-from musicgen_ft.training.run import RunFolder, RunInfo
+from musicgen_ft.training.preempt import StopRequests
+from musicgen_ft.training.run import RunFolder, RunInfo, Saved
 from musicgen_ft.training.trainer import build_trainer, place
 
 CODEC = CodecSpec(id="tiny", sha256="c0dec" * 8, sample_rate=320, frame_rate=10, channels=1, n_q=4, card=11)
@@ -36,11 +37,14 @@ class Run:
     data: ShardDataModule
     trainer: lightning.Trainer
     folder: RunFolder
+    saved: Saved | None
+    stop: StopRequests
 
     def fit(self, *, resume: bool = False) -> "Run":
         """Trains, as the recipe does."""
         if resume:
-            self.trainer.fit(self.module, self.data, ckpt_path=str(self.folder.checkpoint("last")), weights_only=True)
+            assert self.saved is not None
+            self.trainer.fit(self.module, self.data, ckpt_path=str(self.saved.path), weights_only=True)
         else:
             self.trainer.validate(self.module, self.data, verbose=False)
             self.trainer.fit(self.module, self.data, weights_only=True)
@@ -97,11 +101,13 @@ def start_run(
         data = build_data(config, ShardIndex.open(of), placement)
         lm = make_lm(seed=lm_seed, text_dim=text_encoder.dim, dropout=config.dropout).train()
         module = FinetuneModule(lm, text_encoder, config)
-        folder = RunFolder(tmp_path / name)
+        folder, stop = RunFolder(tmp_path / name), StopRequests()
         if resume_step is None:
             folder = RunFolder.create(tmp_path / name, config, run_info(), probe(data))
-        trainer = build_trainer(config, placement, folder, n_q=CODEC.n_q, has_valid=True, resume_step=resume_step)
-        return Run(module, data, trainer, folder)
+        saved = folder.saved()
+        assert resume_step == (None if saved is None else saved.step)
+        trainer = build_trainer(config, placement, folder, n_q=CODEC.n_q, has_valid=True, saved=saved, stop=stop)
+        return Run(module, data, trainer, folder, saved, stop)
 
     return start
 

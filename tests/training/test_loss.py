@@ -10,7 +10,7 @@ from torch import Tensor
 from musicgen_ft.model.conditioning import TextStates
 from musicgen_ft.model.lm import LanguageModel
 from musicgen_ft.model.patterns import DelayPattern
-from musicgen_ft.training.loss import codebook_cross_entropy, codebook_sums
+from musicgen_ft.training.loss import codebook_cross_entropy, codebook_sums, mean_loss, state_sums
 
 GRID = [(1, 1, 1, 3), (2, 4, 7, 11), (3, 2, 5, 6), (1, 8, 9, 4)]
 
@@ -138,3 +138,63 @@ def test_the_loss_of_a_batch_does_not_depend_on_how_far_it_is_padded(
         logits, mask = lm.predict(padded, text)
         losses.append(codebook_cross_entropy(logits, padded, mask & (padded[:, :1] != 11)).ce)
     torch.testing.assert_close(losses[0], losses[1], rtol=0, atol=1e-6)
+
+
+# ---- in chunks -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk_frames", [1, 5, 4096])
+@pytest.mark.parametrize("pattern", ["delay", "parallel", "unroll", "coarse_first"])
+def test_the_loss_in_chunks_is_that_of_all_logits_and_so_are_its_gradients(
+    make_lm: Callable[..., LanguageModel], make_text: Callable[..., TextStates], pattern: str, chunk_frames: int
+) -> None:
+    lm = make_lm(pattern=pattern, delays=(0, 1, 2) if pattern == "delay" else (0, 0, 0), n_q=3, card=11).train()
+    codes = torch.randint(11, (2, 3, 9), generator=torch.Generator().manual_seed(0))
+    text = make_text(4, 2)
+    mask = torch.ones(2, 3, 9, dtype=torch.bool)
+    mask[1, :, 6:] = False
+
+    logits, pattern_mask = lm.predict(codes, text)
+    expected = codebook_cross_entropy(logits, codes, mask & pattern_mask)
+    expected.ce.backward()
+    gradients = {name: parameter.grad for name, parameter in lm.named_parameters()}
+    lm.zero_grad()
+    states = lm.states(codes, text)
+    found = mean_loss(*state_sums(states, lm.heads, codes, mask & states.mask, chunk_frames=chunk_frames))
+    found.ce.backward()
+
+    torch.testing.assert_close(found.ce, expected.ce, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.ce_per_codebook, expected.ce_per_codebook, rtol=0, atol=1e-6)
+    for name, parameter in lm.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=0, atol=1e-6)
+
+
+def test_no_more_than_a_chunks_logits_are_computed_at_once(
+    make_lm: Callable[..., LanguageModel], make_text: Callable[..., TextStates]
+) -> None:
+    lm = make_lm(n_q=3, card=11, delays=(0, 1, 2))
+    codes = torch.randint(11, (2, 3, 9), generator=torch.Generator().manual_seed(0))
+    sizes: list[int] = []
+    for head in lm.heads:
+        head.register_forward_hook(lambda module, inputs, output: sizes.append(output.numel() // 11))
+
+    states = lm.states(codes, make_text(4, 2))
+    sums, counts = state_sums(states, lm.heads, codes, states.mask.expand(2, 3, 9), chunk_frames=4)
+    (sums / counts).mean().backward()
+
+    assert max(sizes) == 4
+    assert sum(sizes) == 2 * int(counts.sum())  # once forward, once again backward
+
+
+def test_a_codebook_without_a_valid_frame_counts_as_nothing(
+    make_lm: Callable[..., LanguageModel], make_text: Callable[..., TextStates]
+) -> None:
+    lm = make_lm(n_q=3, card=11, delays=(0, 1, 2))
+    codes = torch.full((2, 3, 9), 11)
+    states = lm.states(codes, make_text(4, 2))
+
+    loss = mean_loss(*state_sums(states, lm.heads, codes, torch.zeros(2, 3, 9, dtype=torch.bool)))
+
+    assert loss.ce.item() == 0
+    loss.ce.backward()
+    assert all(p.grad is None or not p.grad.any() for p in lm.parameters())

@@ -31,7 +31,7 @@ def test_the_names_are_those_of_the_style_page() -> None:
         names
     )
     assert {"perf/frames_per_s", "train/lr"} <= set(names)
-    assert len(names) == len(set(names)) == 1 + 3 + 3 + 2 + 3
+    assert len(names) == len(set(names)) == 1 + 3 + 4 + 2 + 3
 
 
 def test_a_row_for_each_step_under_one_header(logged: Path) -> None:

@@ -196,7 +196,7 @@ def test_dropout_does_not_act_in_validation(start_run: Callable[..., Run]) -> No
 def test_every_metric_of_the_style_page_is_written(start_run: Callable[..., Run]) -> None:
     run = start_run(max_steps=4, valid_every_steps=2).fit()
     written = {name for row in run.rows() for name, value in row.items() if value} - {"step"}
-    assert written | {"perf/frames_per_s"} == set(metric_names(4))
+    assert written | {"perf/frames_per_s", "train/skipped"} == set(metric_names(4))
     assert [row["step"] for row in run.rows()] == ["0", "1", "2", "2", "3", "4", "4"]
 
 
@@ -218,22 +218,44 @@ def test_training_leaves_t5_as_it_was(start_run: Callable[..., Run], text_encode
     assert not text_encoder.encoder.training
 
 
+def spoil(run: Run, step: int, bad: float) -> None:
+    """Makes what the heads of one training step read not finite."""
+    states = run.module.lm.states
+
+    def spoiled(codes: Tensor, text: Any, melody: Any) -> Any:
+        found = states(codes, text, melody)
+        is_due = run.module.training and run.trainer.global_step == step - 1
+        return found._replace(hidden=found.hidden * bad) if is_due else found
+
+    run.module.lm.states = spoiled
+
+
+def test_a_step_that_is_not_finite_is_skipped_where_that_is_asked_for(
+    start_run: Callable[..., Run], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = start_run(on_nonfinite="skip", max_steps=6)
+    spoil(run, 3, float("nan"))
+
+    run.fit()
+
+    assert run.trainer.global_step == 6
+    assert all(value.isfinite().all() for value in run.module.lm.state_dict().values())
+    rows = run.rows()
+    assert [row["step"] for row in rows if row["train/ce"]] == ["1", "2", "4", "5", "6"]
+    assert [(row["step"], row["train/skipped"]) for row in rows if row["train/skipped"]] == [("3", "1")]
+    assert "step 3: the loss is nan" in caplog.text and "track_00" in caplog.text
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize(("step", "saved"), [(2, 0), (3, 2), (4, 2), (5, 4)])
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(
     start_run: Callable[..., Run], bad: float, step: int, saved: int
 ) -> None:
     run = start_run(save_every_steps=2, max_steps=6)
-    predict = run.module.lm.predict
-
-    def spoiled(codes: Tensor, text: Any, melody: Any) -> Any:
-        predictions = predict(codes, text, melody)
-        is_due = run.module.training and run.trainer.global_step == step - 1
-        return predictions._replace(logits=predictions.logits * bad) if is_due else predictions
-
-    run.module.lm.predict = spoiled
+    spoil(run, step, bad)
     with pytest.raises(UserError, match=rf"step {step}: the loss is nan.*the last save is {saved}") as caught:
         run.fit()
+    assert "this process's tracks were track_00" in str(caught.value)
     assert "\n" not in str(caught.value)
     if saved:
         checkpoint = run.folder.read_checkpoint("last")

@@ -28,9 +28,17 @@ def same(found: Any, expected: Any) -> bool:
 
 
 def assert_same_runs(found: Run, expected: Run) -> None:
-    for name in ("last.ckpt", "best.ckpt"):
-        ours, theirs = (read_pickle(run.folder.checkpoints / name) for run in (found, expected))
-        for part in ("state_dict", "ema", "optimizer_states", "lr_schedulers", "global_step", "musicgen_ft"):
+    for name in ("last", "best"):
+        ours, theirs = (run.folder.read_checkpoint(name) for run in (found, expected))
+        for part in (
+            "state_dict",
+            "ema",
+            "optimizer_states",
+            "lr_schedulers",
+            "global_step",
+            "musicgen_ft",
+            "callbacks",
+        ):
             assert same(ours.get(part), theirs.get(part)), f"{name}: {part}"
     assert found.rows() == expected.rows()
     assert same(found.module.lm.state_dict(), expected.module.lm.state_dict())

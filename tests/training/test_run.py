@@ -92,20 +92,33 @@ def test_what_a_resumed_run_takes_from_the_run_is_refused(given: dict[str, Any])
 
 def test_best_falls_back_to_last_and_nothing_is_told(start_run: Callable[..., Run]) -> None:
     folder = start_run().folder
+    assert folder.saved() is None
     for which in ("best", "last"):
         with pytest.raises(UserError, match="the run ended before its first save"):
             folder.checkpoint(which)
-    (folder.checkpoints / "last.ckpt").touch()
-    assert folder.checkpoint("best").name == folder.checkpoint("last").name == "last.ckpt"
-    (folder.checkpoints / "best.ckpt").touch()
+    torch.save({}, folder.checkpoints / "step-000007.ckpt")
+    assert folder.checkpoint("best").name == folder.checkpoint("last").name == "step-000007.ckpt"
+    torch.save({}, folder.checkpoints / "best.ckpt")
     assert folder.checkpoint("best").name == "best.ckpt"
+
+
+def test_a_damaged_best_is_told_with_what_to_do(start_run: Callable[..., Run]) -> None:
+    folder = start_run().folder
+    torch.save({}, folder.checkpoints / "step-000007.ckpt")
+    (folder.checkpoints / "best.ckpt").write_bytes(b"PK cut")
+    with pytest.raises(UserError, match=r"best\.ckpt is damaged .* Export with --checkpoint last"):
+        folder.checkpoint("best")
 
 
 def test_a_file_that_is_no_training_checkpoint_is_refused(start_run: Callable[..., Run]) -> None:
     folder = start_run().folder
-    torch.save({"best_state": {}}, folder.checkpoints / "last.ckpt")
-    with pytest.raises(UserError, match=r"is no training checkpoint: it holds \['best_state'\]"):
-        folder.read_checkpoint("last")
+    torch.save({"best_state": {}}, folder.checkpoints / "step-000002.ckpt")
+    for read in (folder.saved, lambda: folder.read_checkpoint("last")):
+        with pytest.raises(UserError, match=r"is no training checkpoint: it holds \['best_state'\]"):
+            read()
+    torch.save({"state_dict": {}, "global_step": 3}, folder.checkpoints / "step-000003.ckpt")
+    with pytest.raises(UserError, match=r"step-000003\.ckpt is of another version"):
+        folder.saved()
 
 
 def equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
