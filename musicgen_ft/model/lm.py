@@ -5,6 +5,7 @@ Equal to audiocraft's ``LMModel`` and to transformers' ``MusicgenForCausalLM`` (
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -192,7 +193,7 @@ class Layer(nn.Module):
         if self.has_cross:
             x = x + self.dropout(self._attend_text(self.cross_norm(x), text, text_mask, cache))
         if self.recomputes_ffn and torch.is_grad_enabled() and cache is None:
-            return x + checkpoint(self._feed_forward, x, use_reentrant=False)
+            return x + _recomputed(self._feed_forward, x)
         return x + self._feed_forward(x)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
@@ -278,7 +279,7 @@ class LanguageModel(nn.Module):
         x = x + sinusoidal_positions(x.shape[1], self.config.dim, offset=offset, device=x.device).to(x.dtype)
         for layer in self.layers:
             if self.recompute == "full" and torch.is_grad_enabled() and cache is None:
-                x = checkpoint(layer, x, projected, text_mask, None, use_reentrant=False)
+                x = _recomputed(layer, x, projected, text_mask, None)
             else:
                 x = layer(x, projected, text_mask, cache)
         if cache is not None:
@@ -372,6 +373,13 @@ def sinusoidal_positions(num_steps: int, dim: int, *, offset: int, device: torch
         frequencies = torch.arange(half, device=device, dtype=torch.float32)[None] / (half - 1)
         phase = positions / torch.full([], 10000.0, device=device) ** frequencies
         return torch.cat([torch.cos(phase), torch.sin(phase)], dim=-1)
+
+
+def _recomputed(function: Callable[..., Tensor], *args: Tensor | None) -> Tensor:
+    """What ``function`` gives; nothing inside it is kept for the backward pass."""
+    out = checkpoint(function, *args, use_reentrant=False)
+    assert isinstance(out, Tensor)
+    return out
 
 
 def _truncated_normal(weight: Tensor, std: float) -> None:

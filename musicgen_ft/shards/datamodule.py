@@ -1,6 +1,7 @@
 """The data of a training run, as Lightning asks for it."""
 
 import hashlib
+import signal
 from collections.abc import Iterable
 from typing import Any
 
@@ -129,5 +130,13 @@ def _loader(crops: Dataset[Crop], batches: Iterable[list[int]], *, num_workers: 
         batch_sampler=batches,
         collate_fn=collate,
         num_workers=num_workers,
+        worker_init_fn=_outlive_signals if num_workers else None,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _outlive_signals(worker: int) -> None:
+    """A launcher tells a whole job to stop, workers too; the trainer still needs them, and ends them itself."""
+    for name in ("SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -51,17 +51,19 @@ def state_sums(
     for k, head in enumerate(heads):
         valid = mask[:, k]
         hidden, targets = states.hidden[:, states.steps[k]][valid], codes[:, k][valid]  # [N, D], [N]
-        of_chunks = [
-            checkpoint(_chunk_sum, head, part, target, use_reentrant=False) if torch.is_grad_enabled()
-            else _chunk_sum(head, part, target)
-            for part, target in zip(hidden.split(chunk_frames), targets.split(chunk_frames), strict=True)
-        ]  # fmt: skip
+        chunks = zip(hidden.split(chunk_frames), targets.split(chunk_frames), strict=True)
+        of_chunks = [_chunk_sum(head, *chunk) for chunk in chunks]
         sums.append(torch.stack(of_chunks).sum())
     return torch.stack(sums), mask.sum((0, 2)).float()
 
 
 def _chunk_sum(head: nn.Module, hidden: Tensor, codes: Tensor) -> Tensor:
-    return F.cross_entropy(head(hidden).float(), codes, reduction="sum")
+    def compute(hidden: Tensor) -> Tensor:
+        return F.cross_entropy(head(hidden).float(), codes, reduction="sum")
+
+    summed = checkpoint(compute, hidden, use_reentrant=False) if torch.is_grad_enabled() else compute(hidden)
+    assert isinstance(summed, Tensor)
+    return summed
 
 
 def mean_loss(sums: Tensor, counts: Tensor) -> CodebookLoss:

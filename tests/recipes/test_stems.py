@@ -32,9 +32,8 @@ def demucs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         sizes: dict[str, Any] = {"channels": 8, "depth": 2, "nfft": 512, "t_layers": 1, "t_heads": 2}
-        model: Any = HTDemucs(
-            sources=["drums", "bass", "other", "vocals"], bottom_channels=8, segment=Fraction(1, 2), **sizes
-        )
+        sizes |= {"bottom_channels": 8, "segment": Fraction(1, 2)}
+        model: Any = HTDemucs(sources=["drums", "bass", "other", "vocals"], **sizes)
     folder = tmp_path_factory.mktemp("demucs")
     states.save_with_checksum(states.serialize_model(model.eval(), OmegaConf.create({"epochs": 3})), folder / "tiny.th")
     (path,) = folder.glob("*.th")
