@@ -18,7 +18,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 import soxr
-from av.error import FFmpegError, InvalidDataError
+from av.error import ExitError, FFmpegError, InvalidDataError
 
 from musicgen_ft.containers import lacks_its_end, promised_s
 from musicgen_ft.files import atomic_path
@@ -254,6 +254,10 @@ def _open(path: Path) -> Iterator[tuple["InputContainer", "AudioStream"]]:
             if stream.codec_context is None:  # a damaged header names a codec that nobody knows
                 raise AudioError(f"{path}: its codec is not known")
             yield container, stream
+    except ExitError as error:
+        raise AudioError(
+            f"{path}: no answer within {TIMEOUT_S[1]:g} s: a damaged header, or a disk that stalls"
+        ) from error
     except FFmpegError as error:
         raise AudioError(f"{path}: {error.strerror}") from error
 

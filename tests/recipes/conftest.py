@@ -107,13 +107,13 @@ def tune() -> Callable[..., npt.NDArray[np.float32]]:
 
     def make(seed: int, seconds: float = 1.5, *, rate: int = 16_000, channels: int = 1) -> npt.NDArray[np.float32]:
         rng = np.random.default_rng(seed)
-        times = np.arange(round(seconds * rate)) / rate
-        samples = 0.02 * rng.standard_normal((channels, len(times)))
+        samples = 0.02 * rng.standard_normal((channels, round(seconds * rate)))
         for second in np.arange(0, seconds, 0.25):
-            envelope = np.where(times >= second, np.exp(-6 * (times - second)), 0)
+            heard = samples[:, round(second * rate) : round((second + 1) * rate)]
+            times = np.arange(heard.shape[1]) / rate
             for note in rng.integers(40, 90, size=3):
                 frequency = 440 * 2 ** ((note - 69) / 12)
-                samples += 0.15 * envelope * np.sin(2 * np.pi * frequency * times)
+                heard += 0.15 * np.exp(-6 * times) * np.sin(2 * np.pi * frequency * times)
         return np.clip(samples, -0.95, 0.95).astype(np.float32)
 
     return make

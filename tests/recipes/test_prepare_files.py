@@ -35,6 +35,7 @@ Tune = Callable[..., npt.NDArray[np.float32]]
 WriteAudio = Callable[..., Path]
 
 GOOD = "good.wav"
+TIMED_OUT = "no answer within 5 s: a damaged header, or a disk that stalls"
 
 
 @pytest.fixture
@@ -141,8 +142,7 @@ def test_a_file_whose_header_is_scanned_for_ever_is_given_up(
 
     _, said = prepared()
 
-    assert set(reasons(said)) == {"endless.wav"}
-    assert re.search("exit|timed? ?out", reasons(said)["endless.wav"], re.IGNORECASE)
+    assert reasons(said) == {"endless.wav": TIMED_OUT}
 
 
 # ---- files that change while it runs ---------------------------------------------------------------------------------
@@ -396,7 +396,7 @@ def test_a_wav_over_4_gib_is_measured_to_its_end_or_named(
     how: str, corpus: Path, prepared: Callable[..., Any], tune: Tune
 ) -> None:
     num_frames = 2**32 // 64 + 200_000  # 350 s of 8 channels of 8 bytes at 192 kHz
-    sound = tune(1, 60.0, rate=192_000, channels=8).T.astype("<f8").tobytes()
+    sound = 20 * tune(1, 3.0, rate=192_000, channels=8).T.astype("<f8").tobytes()
     big = sparse_wav(corpus / "big.wav", num_frames=num_frames, rate=192_000, channels=8, how=how, sound=sound)
     assert big.stat().st_size > 2**32
 
@@ -408,8 +408,9 @@ def test_a_wav_over_4_gib_is_measured_to_its_end_or_named(
         assert quality is not None
         assert (quality.duration_s, quality.source_channels) == (pytest.approx(num_frames / 192_000), 8)
         assert kept["big.wav"].duration_s == pytest.approx(60, abs=1)  # the rest is silence
-    else:  # its header says 12.8 MB
-        assert "big.wav" in {*kept, *reasons(said)}
+    else:  # its header says 12.8 MB, and FFmpeg looks for what comes behind them
+        assert set(kept) == {GOOD}
+        assert reasons(said) == {"big.wav": TIMED_OUT}
 
 
 @pytest.mark.slow
