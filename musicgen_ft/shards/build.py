@@ -15,6 +15,7 @@ import torch
 
 from musicgen_ft.audio import AudioError
 from musicgen_ft.codec import Codec
+from musicgen_ft.errors import UserError
 from musicgen_ft.leases import work_through
 from musicgen_ft.shards.encode import Encoded, Encoder, encoded_of, finished_track, read_encoded, write_encoded
 from musicgen_ft.shards.format import Rejected
@@ -137,12 +138,22 @@ class Builder:
 
 
 def existing_shards(folder: Path) -> list[Sidecar]:
-    """The index of every whole shard in a folder, complete or not."""
-    return [
-        read_sidecar(folder, path.name)
-        for path in sorted(folder.glob("*.tar"))
-        if not path.name.startswith(".") and sidecar_path(path).is_file()
-    ]
+    """The index of every whole shard in a folder, complete or not.
+
+    Raises:
+        UserError: if a shard has not the size that its index tells.
+    """
+    found = []
+    for path in sorted(folder.glob("*.tar")):
+        if path.name.startswith(".") or not sidecar_path(path).is_file():
+            continue
+        sidecar = read_sidecar(folder, path.name)
+        if (size := path.stat().st_size) != sidecar.shard.num_bytes:
+            raise UserError(
+                f"{path} is damaged: {size} bytes, its index says {sidecar.shard.num_bytes}. Remove it and run again."
+            )
+        found.append(sidecar)
+    return found
 
 
 def old_tracks(folder: Path) -> dict[str, tuple[Sidecar, int]]:

@@ -132,7 +132,6 @@ def plan_step(
             if is_mine and work.plan(inputs) is None:
                 _make_plan(config, records, surveys, work, encoder, inputs)
             elif not is_mine:
-                work.leases.folder.mkdir(parents=True, exist_ok=True)  # another worker may have finished and removed it
                 time.sleep(0.3)
     kept, new = found
     return Plan(kept=tuple(kept), new=tuple(new))

@@ -14,6 +14,7 @@ import torch
 from musicgen_ft.audio import write_wav
 from musicgen_ft.codec import Codec
 from musicgen_ft.corpus.labels import Labels
+from musicgen_ft.errors import UserError
 from musicgen_ft.shards.build import Builder, default_workers, existing_shards, old_tracks, one_thread_each, read_track
 from musicgen_ft.shards.encode import EncodeOptions, Encoder, encoded_of, read_encoded, write_encoded
 from musicgen_ft.shards.format import Split
@@ -397,3 +398,15 @@ def test_a_file_that_changed_since_its_survey_is_left_out_and_named(
 
     (rejected,) = read_sidecar(work.out, NAME).rejected
     assert (rejected.relative_path, rejected.reason) == ("2.wav", "it changed since it was surveyed. Run again.")
+
+
+def test_a_shard_that_was_cut_is_not_taken_for_a_whole_one(
+    tmp_path: Path, corpus: Path, encoder: Encoder, planned: list[PlannedTrack]
+) -> None:
+    work = work_in(tmp_path / "out", planned)
+    builder_of(work, encoder, corpus).build([NAME])
+    whole = (work.out / NAME).read_bytes()
+    (work.out / NAME).write_bytes(whole[:-512])
+
+    with pytest.raises(UserError, match=rf"{NAME} is damaged: \d+ bytes, its index says {len(whole)}"):
+        existing_shards(work.out)
