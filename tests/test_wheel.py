@@ -19,7 +19,7 @@ def expected_files() -> set[str]:
     """Names in the wheel of everything that the checkout ships."""
     sources = {
         "musicgen_ft": [path for path in (ROOT / "musicgen_ft").rglob("*") if path.is_file()],
-        "configs": list((ROOT / "configs").rglob("*.yaml")),
+        "configs": [path for path in (ROOT / "configs").rglob("*.*") if path.is_file()],
         "train": list((ROOT / "train").glob("*.py")),
         "data": list((ROOT / "data").glob("*.py")),
     }
@@ -56,7 +56,7 @@ def test_the_sdist_holds_what_the_wheel_is_built_from_and_the_tests() -> None:
     files = {file.distribution_path for file in SdistBuilder(str(ROOT)).recurse_included_files()}
 
     assert {"train/finetune.py", "data/prepare.py", "musicgen_ft/py.typed", "tests/test_wheel.py", "LICENSE"} <= files
-    assert {f"configs/{path.relative_to(ROOT / 'configs')}" for path in (ROOT / "configs").rglob("*.yaml")} <= files
+    assert {f"configs/{path.relative_to(ROOT / 'configs')}" for path in (ROOT / "configs").rglob("*.*")} <= files
     assert not [name for name in files if name.startswith((".venv", "demo/", "dist/"))]
 
 
