@@ -629,9 +629,10 @@ def test_killed_at_20_random_moments_it_ends_with_the_bytes_of_an_unbroken_run(
             moments.pop()
             seen[phase(out)] += 1
         assert running.wait() in (0, -signal.SIGKILL), running.communicate()[0]
-        if running.returncode == 0:  # faster than that, since it had been begun: once more from the beginning
+        if running.returncode == 0:  # it was faster, since it had been begun, or as the machine is: from the beginning
             assert bytes_of(out) == bytes_of(whole)
             shutil.rmtree(out)
+            moments[-1] *= 0.8
 
     last = start(long_music, "--out", out, *LONG_OPTIONS)
 
