@@ -632,7 +632,7 @@ def test_killed_at_20_random_moments_it_ends_with_the_bytes_of_an_unbroken_run(
         if running.returncode == 0:  # it was faster, since it had been begun, or as the machine is: from the beginning
             assert bytes_of(out) == bytes_of(whole)
             shutil.rmtree(out)
-            moments[-1] *= 0.8
+            moments = [*moments[:-1], *(0.8 * moment for moment in moments[-1:])]
 
     last = start(long_music, "--out", out, *LONG_OPTIONS)
 

@@ -344,7 +344,7 @@ def test_a_whole_job_told_to_stop_keeps_its_workers_until_it_has_saved(shards: P
     run = tmp_path / "run"
     script = Path(sys.executable).with_name("musicgen-ft")
     words = ["finetune", shards, "--out", run, *TRAINING, "--num_workers", 2, "--max_steps", 10_000]
-    command = [script, *map(str, words)]
+    command = [str(script), *map(str, words)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         until = time.monotonic() + PATIENCE_S
         while steps_made(run) < 3 and time.monotonic() < until:
