@@ -36,6 +36,7 @@ def main(config: PrepareConfig) -> None:
     base = open_base(config.base, channels=config.channels)
     encoder = build_encoder(config, base)
     job.refuse_other_settings(config.out, job.settings_of(config, encoder))
+    job.refuse_other_corpus(config.out, records)
     engine = RayEngine() if config.engine == "ray" else None
     work = WorkFolder(config.out, lease_s=config.lease_s)
 

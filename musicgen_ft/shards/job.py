@@ -92,6 +92,16 @@ def refuse_other_settings(folder: Path, settings: str) -> None:
             )
 
 
+def refuse_other_corpus(folder: Path, records: list[Record]) -> None:
+    """Raises UserError if the folder was made of a corpus that has no file in common with this one."""
+    before = {track.record.relative_path for track in read_tracks(folder)}
+    if before and not any(record.relative_path in before for record in records):
+        raise UserError(
+            f"{folder} holds shards of another corpus: none of its {len(before)} files, such as {min(before)}, is in this "
+            "one. Choose another --out."
+        )
+
+
 def survey_step(
     config: PrepareConfig,
     records: list[Record],

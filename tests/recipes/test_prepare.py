@@ -295,6 +295,21 @@ def test_a_complete_folder_is_left_as_it_is(
     assert [path.stat().st_ino for path in sorted(out.glob("*.tar"))] == [stat.st_ino for stat in shards]
 
 
+def test_shards_of_another_corpus_are_not_replaced(
+    whole: Path, tmp_path: Path, music: Path, tune: Tune, write_audio: Callable[..., Path], command: Command
+) -> None:
+    out = Path(shutil.copytree(whole, tmp_path / "out"))
+    other = tmp_path / "elsewhere" / music.name
+    other.mkdir(parents=True)
+    write_audio(other / "another.wav", tune(5, 2.0))
+
+    refused = command("prepare", other, "--out", out)
+
+    assert refused.status == 2, refused.err
+    assert "holds shards of another corpus: none of its" in refused.err
+    assert (out / "manifest.json").read_bytes() == (whole / "manifest.json").read_bytes()
+
+
 def test_a_killed_survey_does_not_decode_again_what_is_measured(
     tmp_path: Path, command: Command, tune: Tune, write_audio: WriteAudio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
