@@ -97,8 +97,8 @@ def refuse_other_corpus(folder: Path, records: list[Record]) -> None:
     before = {track.record.relative_path for track in read_tracks(folder)}
     if before and not any(record.relative_path in before for record in records):
         raise UserError(
-            f"{folder} holds shards of another corpus: none of its {len(before)} files, such as {min(before)}, is in this "
-            "one. Choose another --out."
+            f"{folder} holds shards of another corpus: none of its {len(before)} files, such as {min(before)}, is in "
+            "this one. Choose another --out."
         )
 
 
