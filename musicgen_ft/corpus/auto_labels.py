@@ -103,6 +103,8 @@ def hear(samples: Floats) -> Heard:
         return NOTHING
     bpm, bpm_confidence = _tempo(samples)
     key, key_confidence = _key(samples)
+    # Rounded: matrix products differ in their last digits with the number of threads.
+    bpm_confidence, key_confidence = round(bpm_confidence, 3), round(key_confidence, 3)
     return Heard(
         bpm=bpm if bpm_confidence >= MIN_BPM_CONFIDENCE else None,
         bpm_confidence=bpm_confidence,
