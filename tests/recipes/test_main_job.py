@@ -546,7 +546,7 @@ def test_the_console_script_does_the_whole_job_and_says_nothing_but_its_own_line
     assert {path.name for path in tmp_path.iterdir()} == {"corpus", "shards", "run", "generator", "wavs"}
     # No warning of a library reaches the user.
     assert [said[name].err for name in ("synthesize", "prepare", "export", "sample")] == ["", "", "", ""]
-    beginnings = ("new run in run", "base nano", "corpus ", "step 1/2", "step 2/2")
+    beginnings = ("new run in run", "base nano", "method full", "corpus ", "step 1/2", "step 2/2")
     lines = said["finetune"].err.splitlines()
     assert len(lines) == len(beginnings)
     assert all(line.startswith(beginning) for line, beginning in zip(lines, beginnings, strict=True))
