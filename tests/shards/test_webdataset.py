@@ -1,11 +1,15 @@
 """Any webdataset reader opens the shards."""
 
+import importlib
+import re
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
+import fsspec  # type: ignore[import-untyped]  # ships no types
 import numpy as np
+import pytest
 from webdataset.compat import WebDataset
 
 from musicgen_ft.shards.format import Split
@@ -42,3 +46,18 @@ def test_webdataset_reads_over_http(server: tuple[str, list[str]], tracks: Track
     url = f"{server[0]}/train-000000.tar"
     fetch = "import sys, urllib.request as r; sys.stdout.buffer.write(r.urlopen(sys.argv[1]).read())"
     assert_reads(url if shutil.which("curl") else f"pipe:{sys.executable} -c '{fetch}' {url}", tracks["train"][:4])
+
+
+def test_webdataset_reads_through_fsspec_as_the_docs_show(
+    shards: Path, tracks: Tracks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "corpus.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    schemes = importlib.import_module("webdataset.gopen").gopen_schemes
+    monkeypatch.setitem(schemes, "memory", None)
+    memory = fsspec.filesystem("memory")
+    memory.put(f"{shards}/", "/bucket/shards/", recursive=True)
+
+    exec(compile(snippet.replace('"s3"', '"memory"'), "corpus.md", "exec"), {})
+
+    assert_reads("memory://bucket/shards/train-{000000..000001}.tar", tracks["train"])
