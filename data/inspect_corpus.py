@@ -60,13 +60,12 @@ def main(config: InspectConfig) -> None:
 
 def of_corpus(config: InspectConfig, rules: PrepareConfig) -> "tuple[list[ReportTrack], Excerpt]":
     """Every file of a corpus, as prepare would judge it, and a way to hear it."""
-    from musicgen_ft.corpus.assessment import assess
     from musicgen_ft.corpus.scan import scan_corpus
     from musicgen_ft.corpus.surveying import SurveyStore, survey_corpus
     from musicgen_ft.files import user_cache
     from musicgen_ft.leases import Leases
     from musicgen_ft.report.excerpts import of_file
-    from musicgen_ft.shards.job import num_cores, rules_of
+    from musicgen_ft.shards.job import assess_step, num_cores
 
     records = scan_corpus(config.place, read_tags=False)
     cache = user_cache() / "surveys" / hashlib.sha256(str(config.place.resolve()).encode()).hexdigest()[:16]
@@ -79,16 +78,7 @@ def of_corpus(config: InspectConfig, rules: PrepareConfig) -> "tuple[list[Report
             workers=config.workers or num_cores(),
             progress=lambda done: bar.update(done - bar.n),
         )
-    assessed = assess(
-        records,
-        surveys,
-        rules=rules_of(rules),
-        split_by=rules.split_by,
-        duplicates=rules.duplicates,
-        auto_labels=rules.auto_labels,
-        valid_fraction=rules.valid_fraction,
-        channels=rules.channels or 1,
-    )
+    assessed = assess_step(rules, records, surveys, channels=rules.channels or 1)
     paths = {record.id: record.path for record in records}
     return [report_track(track) for track in assessed], of_file(paths, duration_s=EXCERPT_S)
 

@@ -24,6 +24,7 @@ def main(config: PrepareConfig) -> None:
     """Scan, survey, plan, build, complete."""
     from musicgen_ft.checkpoint.base import open_base
     from musicgen_ft.corpus.scan import scan_corpus
+    from musicgen_ft.devices import is_main_process
     from musicgen_ft.shards import job
     from musicgen_ft.shards.build import default_workers
     from musicgen_ft.shards.work import WorkFolder, refuse_foreign_files
@@ -53,7 +54,9 @@ def main(config: PrepareConfig) -> None:
         else:
             workers = config.workers or default_workers(encoder.codec, window_s=config.window_s, cores=job.num_cores())
             job.build_step(config, paths, plan, work, encoder, workers=workers, progress=lambda _: bar.update())
-    tell(config, job.complete_step(config, base.place, encoder, plan, work), num_files=len(records))
+    manifest = job.complete_step(config, base.place, encoder, plan, work)
+    if is_main_process():  # of those that torchrun has started, one speaks
+        tell(config, manifest, num_files=len(records))
 
 
 def tell(config: PrepareConfig, manifest: "Manifest", *, num_files: int) -> None:

@@ -3,7 +3,6 @@
 B batch, C channels, L samples, K codebooks, T frames.
 """
 
-import hashlib
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from musicgen_ft.errors import UserError
+from musicgen_ft.weights import state_sha256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,13 +195,3 @@ def _windows(blocks: Iterable[np.ndarray], *, keep: int, context: int) -> Iterat
             left = left + keep - start
     if num_pending:
         yield np.concatenate(pending, axis=1), slice(left, None)
-
-
-def state_sha256(state: dict[str, Tensor]) -> str:
-    """Hex SHA-256 over the names, shapes and values of a state dict."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        value = state[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
-        digest.update(value.numpy().tobytes())
-    return digest.hexdigest()

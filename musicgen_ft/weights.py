@@ -4,6 +4,7 @@ They are read without running anything that they hold, and written tensor by ten
 can be converted.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -293,3 +294,13 @@ def _is_zip(path: Path) -> bool:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def state_sha256(state: Mapping[str, Tensor]) -> str:
+    """Hex SHA-256 over the names, shapes, dtypes and values of a state dict."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

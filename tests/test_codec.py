@@ -12,8 +12,9 @@ import torch
 from transformers import EncodecConfig, EncodecModel
 
 from musicgen_ft.checkpoint.base import open_base
-from musicgen_ft.codec import Codec, _windows, state_sha256
+from musicgen_ft.codec import Codec, _windows
 from musicgen_ft.errors import UserError
+from musicgen_ft.weights import state_sha256
 
 HOP = 320
 """Samples per frame of nano: 16 kHz / 50 Hz."""

@@ -83,10 +83,9 @@ def whole_model(
     config: FinetuneConfig, info: "RunInfo", base: "Base", trained: "Mapping[str, Tensor]"
 ) -> "Mapping[str, Tensor]":
     """What a run trained, over its base where that was not all of it; adapters are merged, exactly, in fp32."""
-    from musicgen_ft.checkpoint.adapter import state_sha256
     from musicgen_ft.model.lora import adapter_spec, is_partial, merged
     from musicgen_ft.training.run import check_base
-    from musicgen_ft.weights import from_files
+    from musicgen_ft.weights import from_files, state_sha256
 
     if not is_partial(config):
         return trained
@@ -98,7 +97,7 @@ def export_adapter(config: ExportConfig) -> None:
     """What a run trained over its base, in PEFT's format -> read back, opened by PEFT -> in place."""
     import torch
 
-    from musicgen_ft.checkpoint.adapter import Adapter, state_sha256, write_adapter
+    from musicgen_ft.checkpoint.adapter import Adapter, write_adapter
     from musicgen_ft.checkpoint.base import open_base
     from musicgen_ft.checkpoint.card import without_paths, write_adapter_card
     from musicgen_ft.checkpoint.transformers_format import build_config
@@ -107,7 +106,7 @@ def export_adapter(config: ExportConfig) -> None:
     from musicgen_ft.model.lora import adapter_spec
     from musicgen_ft.peers.peft import check_adapter
     from musicgen_ft.training.run import RunFolder, check_base, exported_weights
-    from musicgen_ft.weights import from_files
+    from musicgen_ft.weights import from_files, state_sha256
 
     # The run and its base.
     assert config.run is not None

@@ -113,10 +113,10 @@ def train(config: FinetuneConfig, stop: "StopRequests") -> None:
 def describe(config: FinetuneConfig, manifest: "Manifest", base: "Base", state: "State") -> "RunInfo":
     """Where the run comes from, for its folder and its model card."""
     from musicgen_ft import __version__
-    from musicgen_ft.checkpoint.adapter import state_sha256
     from musicgen_ft.checkpoint.base import license_of
     from musicgen_ft.model.lora import is_partial
     from musicgen_ft.training.run import RunInfo, new_wandb_id
+    from musicgen_ft.weights import state_sha256
 
     assert config.shards is not None
     assert config.text_padding is not None

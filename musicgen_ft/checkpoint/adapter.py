@@ -3,7 +3,6 @@
 ``adapter_config.json`` and ``adapter_model.safetensors``, under transformers' names.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,16 +143,6 @@ def touched(adapter: Adapter) -> list[str]:
     """The weights that it changes, under our names."""
     whole = [name for name in adapter.tensors if not is_part(name)]
     return sorted({*whole, *(f"{module}.weight" for module in by_module(adapter.tensors))})
-
-
-def state_sha256(state: Mapping[str, Tensor]) -> str:
-    """Hash of a model's tensors: names, dtypes and bytes; the same for the same numbers in either format."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        value = state[name].detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _some_logits(lm: LanguageModel) -> Tensor:

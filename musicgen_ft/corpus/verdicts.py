@@ -41,6 +41,8 @@ class Rules:
     """Mean of the samples."""
     min_bandwidth_khz: float = 0.0
     """True bandwidth."""
+    min_codec_snr_db: float | None = None
+    """How well the codec carries it, where it has been encoded before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +137,16 @@ def _beyond(quality: Quality, rules: Rules, *, left_s: float, silent_share: floa
         found.append(f"DC offset {quality.dc_offset:.3f}, expected at most {rules.max_dc_offset:g}")
     if quality.bandwidth_khz < rules.min_bandwidth_khz:
         found.append(f"bandwidth {quality.bandwidth_khz:.1f} kHz, expected at least {rules.min_bandwidth_khz:g}")
+    if (reason := too_hard(quality.codec_snr_db, rules.min_codec_snr_db)) is not None:
+        found.append(reason)
     return found
+
+
+def too_hard(snr_db: float | None, min_snr_db: float | None) -> str | None:
+    """Why a track is too hard for the codec, in words; None where it is not, or nobody measured."""
+    if snr_db is None or min_snr_db is None or not snr_db < min_snr_db:
+        return None
+    return f"the codec carries it with {snr_db:.1f} dB, expected at least {min_snr_db:g}"
 
 
 def _doubts(quality: Quality, rules: Rules, *, silent_share: float, channels: int) -> list[str]:

@@ -67,6 +67,8 @@ class Rejected:
     """Path under the corpus, with forward slashes."""
     reason: str
     """Why, in words."""
+    codec_snr_db: float | None = None
+    """How well the codec carries it, where that is why."""
 
 
 @dataclass(frozen=True, kw_only=True)

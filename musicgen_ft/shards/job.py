@@ -72,6 +72,7 @@ def rules_of(config: PrepareConfig) -> Rules:
         max_clipped_share=config.max_clipped_share,
         max_dc_offset=config.max_dc_offset,
         min_bandwidth_khz=config.min_bandwidth_khz,
+        min_codec_snr_db=config.min_codec_snr_db,
     )
 
 
@@ -127,6 +128,28 @@ def survey_step(
             work.make()
 
 
+def assess_step(
+    config: PrepareConfig,
+    records: list[Record],
+    surveys: Mapping[str, Survey],
+    *,
+    channels: int,
+    previous: Mapping[str, Split] | None = None,
+) -> list[Assessed]:
+    """Decides about every file as the config says, see ``assess``."""
+    return assess(
+        records,
+        surveys,
+        rules=rules_of(config),
+        split_by=config.split_by,
+        duplicates=config.duplicates,
+        auto_labels=config.auto_labels,
+        valid_fraction=config.valid_fraction,
+        channels=channels,
+        previous=previous,
+    )
+
+
 def plan_step(
     config: PrepareConfig, records: list[Record], surveys: dict[str, Survey], work: WorkFolder, encoder: Encoder
 ) -> Plan:
@@ -157,17 +180,7 @@ def _make_plan(
 ) -> None:
     spec = encoder.codec.spec
     previous: dict[str, Split] = {track.group: track.split for track in read_tracks(config.out) if track.split}
-    assessed = assess(
-        records,
-        surveys,
-        rules=rules_of(config),
-        split_by=config.split_by,
-        duplicates=config.duplicates,
-        auto_labels=config.auto_labels,
-        valid_fraction=config.valid_fraction,
-        channels=spec.channels,
-        previous=previous,
-    )
+    assessed = assess_step(config, records, surveys, channels=spec.channels, previous=previous)
     if not any(track.is_kept for track in assessed):
         reasons = "; ".join(f"{track.record.relative_path}: {track.verdict.reasons[0]}" for track in assessed[:5])
         raise UserError(f"{config.corpus}: none of its {len(records)} audio files can be used ({reasons}).")
@@ -219,13 +232,17 @@ def _complete(config: PrepareConfig, base: str, encoder: Encoder, plan: Plan, wo
     from musicgen_ft import __version__
 
     sidecars = [read_sidecar(config.out, name) for name in plan.shards]
-    rejected = {file.relative_path: file.reason for sidecar in sidecars for file in sidecar.rejected}
+    rejected = {file.relative_path: file for sidecar in sidecars for file in sidecar.rejected}
     written = {key for sidecar in sidecars for key in sidecar.keys}
     tracks = work.tracks()
     for number, track in enumerate(tracks):
         # What an earlier run could not encode, a later one may have put into another shard.
-        if track.record.id not in written and (reason := rejected.get(track.record.relative_path)) is not None:
-            tracks[number] = replace(track, verdict=drop(reason), split=None)
+        if track.record.id not in written and (file := rejected.get(track.record.relative_path)) is not None:
+            survey = track.survey
+            if survey.quality is not None:  # the codec's figure is kept: the next run need not encode it to know
+                quality = replace(survey.quality, codec_snr_db=file.codec_snr_db)
+                survey = replace(survey, quality=quality)
+            tracks[number] = replace(track, survey=survey, verdict=drop(file.reason), split=None)
     manifest = Manifest(
         codec=encoder.codec.spec,
         base=base,

@@ -37,7 +37,7 @@ class RayEngine:
         """
         if importlib.util.find_spec("ray") is None:
             raise UserError("--engine ray needs Ray, which is not installed. Run: pip install 'musicgen-ft[ray]'")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns that it will be the default
         import ray
 
         self._ray: Any = ray

@@ -15,7 +15,6 @@ from musicgen_ft.checkpoint.adapter import (
     Adapter,
     load_adapter,
     read_adapter,
-    state_sha256,
     touched,
     write_adapter,
 )
@@ -26,6 +25,7 @@ from musicgen_ft.errors import UserError
 from musicgen_ft.model.lm import LanguageModel
 from musicgen_ft.model.lora import adapter_spec, choose_trained
 from musicgen_ft.training.ema import trainable
+from musicgen_ft.weights import state_sha256
 
 MakeLM = Callable[..., LanguageModel]
 MELODY = {"conditioning": "prefix", "chroma": ChromaSpec(sample_rate=1200, n_fft=512, hop_length=128)}

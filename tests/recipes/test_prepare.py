@@ -443,6 +443,29 @@ def test_a_changed_label_encodes_nothing(
     assert_clean(shards)
 
 
+def test_what_the_codec_could_not_carry_is_not_encoded_again_until_the_limit_lets_it_in(
+    tmp_path: Path, music: Path, command: Command, encoded: Counter[str]
+) -> None:
+    out = tmp_path / "out"
+    prepared(command, music, out)
+    found = {name: meta.quality and meta.quality.codec_snr_db for name, (_, meta) in metas(out).items()}
+    snr_db = {name: value for name, value in found.items() if value is not None}
+    worst, next_worst = sorted(snr_db, key=lambda name: snr_db[name])[:2]
+    limit = (snr_db[worst] + snr_db[next_worst]) / 2
+    shutil.rmtree(out)
+
+    encoded.clear()
+    prepared(command, music, out, "--min_codec_snr_db", limit)
+    assert (len(encoded), list(reasons(out))) == (6, [worst])
+
+    encoded.clear()
+    prepared(command, music, out, "--min_codec_snr_db", limit, "--max_dc_offset", 0.5)
+    assert (dict(encoded), list(reasons(out))) == ({}, [worst])
+
+    prepared(command, music, out, "--min_codec_snr_db", snr_db[worst] - 1)
+    assert (dict(encoded), set(metas(out))) == ({worst: 1}, set(snr_db))
+
+
 def test_a_removed_file_goes_and_a_renamed_one_keeps_its_codes(
     grown: tuple[Path, Path], command: Command, encoded: Counter[str], readable: list[int]
 ) -> None:
