@@ -47,7 +47,7 @@ from musicgen_ft.model.patterns import PatternName
 from musicgen_ft.synthesis.genres import GENRES
 from musicgen_ft.synthesis.render import render_track
 from musicgen_ft.training.loss import codebook_cross_entropy, codebook_sums
-from musicgen_ft.training.optim import adamw, warmup_cosine
+from musicgen_ft.training.optim import parameter_groups, warmup_cosine
 
 PATTERNS: dict[str, tuple[PatternName, tuple[int, ...]]] = {
     "parallel": ("parallel", (0, 0, 0, 0)),
@@ -173,7 +173,8 @@ def build_lm(name: str, card: int, *, seed: int) -> LanguageModel:
 def train_and_score(lm: LanguageModel, train: Tensor, valid: Tensor, *, num_steps: int, seed: int) -> Score:
     """Trains with the recipe's loss and optimizer, then scores the held-out tracks."""
     generator = torch.Generator().manual_seed(seed)
-    optimizer = adamw(lm.parameters(), lr=4e-3, betas=(0.9, 0.95), weight_decay=0.1)
+    groups = parameter_groups(lm, weight_decay=0.1)
+    optimizer = torch.optim.AdamW(groups, lr=4e-3, betas=(0.9, 0.95), fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(num_steps))
     begin = time.perf_counter()
     for _ in range(num_steps):

@@ -188,6 +188,8 @@ class FinetuneConfig:
     """Steps in which the learning rate rises to its peak."""
     lr_min_ratio: float = 0.0
     """Where the cosine ends, as a share of the peak."""
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """adamw8bit: AdamW with moments in 8 bits (embeddings' in 32): a quarter of their memory; slower on a CPU."""
     beta1: float = 0.9
     """AdamW's first moment."""
     beta2: float = 0.95

@@ -16,7 +16,19 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"errors", "files", "config", "cli", "terminal"},
-    {"audio", "containers", "corpus", "chroma", "codec", "weights", "devices", "leases", "stems", "synthesis"},
+    {
+        "audio",
+        "containers",
+        "corpus",
+        "chroma",
+        "codec",
+        "weights",
+        "low_bit",
+        "devices",
+        "leases",
+        "stems",
+        "synthesis",
+    },
     {"shards", "model"},
     {"checkpoint", "training", "generation"},
     {"peers", "report", "workers"},

@@ -44,6 +44,7 @@ def train(config: FinetuneConfig, stop: "StopRequests") -> None:
     from musicgen_ft.shards.remote import local_shards
     from musicgen_ft.training.data import build_data, probe
     from musicgen_ft.training.module import FinetuneModule
+    from musicgen_ft.training.optim import check_optimizer
     from musicgen_ft.training.run import RunFolder, check_base, check_free, places, resumed_config
     from musicgen_ft.training.trainer import build_trainer, compute_dtype, place
 
@@ -63,6 +64,7 @@ def train(config: FinetuneConfig, stop: "StopRequests") -> None:
         return
     placement = place(config)
     check_method(config, placement.accelerator)
+    check_optimizer(config)
     caption_policy(config)  # refuses a template that it cannot read
 
     # Data and base, which must agree.

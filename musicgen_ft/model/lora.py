@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from musicgen_ft.config import FinetuneConfig
 from musicgen_ft.errors import UserError
+from musicgen_ft.low_bit import bitsandbytes
 from musicgen_ft.model.lm import LanguageModel
 from musicgen_ft.weights import LazyTensors, like_of
 
@@ -210,7 +211,7 @@ def check_method(config: FinetuneConfig, accelerator: str) -> None:
         raise UserError(
             f"--method qlora: weights in 4 bits need a CUDA device, found {accelerator}. Use --method lora."
         )
-    _bitsandbytes()
+    bitsandbytes("--method qlora", instead="--method lora")
 
 
 def _hold_frozen(lm: LanguageModel, names: Iterable[str], config: FinetuneConfig, compute_dtype: torch.dtype) -> None:
@@ -228,7 +229,7 @@ def _hold_frozen(lm: LanguageModel, names: Iterable[str], config: FinetuneConfig
 
 def in_4_bits(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Linear:
     """The layer in bitsandbytes' NF4 with double quantization; the weight is quantized when it comes to its device."""
-    bnb = _bitsandbytes()
+    bnb = bitsandbytes("--method qlora", instead="--method lora")
     with torch.device("meta"):
         quantized: nn.Linear = bnb.nn.Linear4bit(
             linear.in_features, linear.out_features, bias=linear.bias is not None, compute_dtype=compute_dtype
@@ -238,17 +239,6 @@ def in_4_bits(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Linear:
     if linear.bias is not None:
         quantized.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
     return quantized
-
-
-def _bitsandbytes() -> Any:
-    try:
-        import bitsandbytes
-    except ImportError as error:
-        raise UserError(
-            'bitsandbytes is not installed, which --method qlora needs: pip install "musicgen-ft[qlora]", '
-            "or use --method lora."
-        ) from error
-    return bitsandbytes
 
 
 # ---- merging ---------------------------------------------------------------------------------------------------------

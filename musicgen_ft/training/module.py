@@ -21,7 +21,7 @@ from musicgen_ft.model.lm import LanguageModel
 from musicgen_ft.shards.batch import Batch
 from musicgen_ft.training.ema import EMA, trainable
 from musicgen_ft.training.loss import mean_loss, state_sums
-from musicgen_ft.training.optim import adamw, warmup_cosine
+from musicgen_ft.training.optim import build_optimizer, warmup_cosine
 
 logger = logging.getLogger(__name__)
 
@@ -184,9 +184,7 @@ class FinetuneModule(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and cosine, moved on at every step."""
         config = self.config
-        optimizer = adamw(
-            self.lm.parameters(), lr=config.lr, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay
-        )
+        optimizer = build_optimizer(self.lm, config, is_scaled=self.trainer.precision == "16-mixed")
 
         def share(step: int) -> float:
             return warmup_cosine(

@@ -249,7 +249,7 @@ def test_qlora_needs_a_cuda_device() -> None:
 
 def test_qlora_needs_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
-    with pytest.raises(UserError, match=r'bitsandbytes is not installed.* pip install "musicgen-ft\[qlora\]"'):
+    with pytest.raises(UserError, match=r'bitsandbytes is not installed.* pip install "musicgen-ft\[bitsandbytes\]"'):
         check_method(lora(method="qlora"), "gpu")
 
 

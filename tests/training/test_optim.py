@@ -1,33 +1,124 @@
 """The optimizer's groups and the schedule's values."""
 
 import math
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
+from torch import nn
 
+from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.errors import UserError
 from musicgen_ft.model.lm import LanguageModel
-from musicgen_ft.training.optim import adamw, warmup_cosine
+from musicgen_ft.training.optim import build_optimizer, check_optimizer, parameter_groups, warmup_cosine
+from musicgen_ft.weights import read_pickle, write_pickle
+
+
+def names_by_group(lm: LanguageModel) -> list[tuple[float, set[str]]]:
+    """Weight decay and names of each group; every trained parameter stands in one."""
+    names = {id(parameter): name for name, parameter in lm.named_parameters()}
+    groups = parameter_groups(lm, weight_decay=0.1)
+    given = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(given) == sorted(id(parameter) for parameter in lm.parameters() if parameter.requires_grad)
+    return [(group["weight_decay"], {names[id(p)] for p in group["params"]}) for group in groups]
 
 
 def test_matrices_decay_and_norms_and_biases_do_not(make_lm: Callable[..., LanguageModel]) -> None:
-    lm = make_lm()
-    optimizer = adamw(lm.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
-    decaying, others = optimizer.param_groups
-    assert (decaying["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
-    names = {id(parameter): name for name, parameter in lm.named_parameters()}
-    assert all("norm" in names[id(p)] or names[id(p)].endswith("bias") for p in others["params"])
-    assert not any("norm" in names[id(p)] or names[id(p)].endswith("bias") for p in decaying["params"])
-    assert sorted(map(id, decaying["params"] + others["params"])) == sorted(names)  # each exactly once
-    assert {group["betas"] for group in optimizer.param_groups} == {(0.9, 0.95)}
+    embeddings, matrices, others = names_by_group(make_lm())
+
+    assert (embeddings[0], matrices[0], others[0]) == (0.1, 0.1, 0.0)
+    assert embeddings[1] == {f"embeddings.{k}.weight" for k in range(4)}
+    assert all("norm" in name or name.endswith("bias") for name in others[1])
+    assert not any("norm" in name or name.endswith("bias") for name in matrices[1])
 
 
 def test_frozen_parameters_are_left_out(make_lm: Callable[..., LanguageModel]) -> None:
     lm = make_lm()
     lm.embeddings.requires_grad_(False)
-    optimizer = adamw(lm.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
-    given = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    assert not given & {id(parameter) for parameter in lm.embeddings.parameters()}
+
+    assert len(names_by_group(lm)) == 2
+
+
+def test_gradients_that_are_scaled_are_not_unscaled_within_the_step_which_comes_after_clipping(
+    make_lm: Callable[..., LanguageModel],
+) -> None:
+    plain, scaled = (build_optimizer(make_lm(), FinetuneConfig(), is_scaled=is_scaled) for is_scaled in (False, True))
+
+    assert not _optimizer_handles_unscaling(scaled)  # Lightning asks this before it unscales them itself
+    assert plain.defaults["fused"]
+
+
+def test_a_step_moves_a_weight_by_the_rate() -> None:
+    model = nn.Linear(2, 3, bias=False)
+    nn.init.ones_(model.weight)
+    optimizer = build_optimizer(model, FinetuneConfig(lr=1e-2, weight_decay=0.0), is_scaled=False)
+    model.weight.grad = torch.full((3, 2), 0.3)
+    optimizer.step()
+    torch.testing.assert_close(model.weight.data, torch.full((3, 2), 0.99), rtol=0, atol=1e-6)  # Adam's first is lr
+
+
+# ---- 8 bits ----------------------------------------------------------------------------------------------------------
+
+
+def quadratic(
+    steps: int, *, saved: Path | None = None, **changes: Any
+) -> tuple[torch.optim.Optimizer, nn.Module, float]:
+    """An embedding and a matrix trained towards a target, and how far off they end; begun anew, or as ``saved``."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(130, 64), nn.Linear(64, 96))
+    target, inputs = torch.randn(130, 96), torch.arange(130)
+    optimizer = build_optimizer(model, FinetuneConfig(lr=3e-3, weight_decay=0.01, **changes), is_scaled=False)
+    if saved is not None:
+        content = read_pickle(saved)
+        model.load_state_dict(content["model"])
+        optimizer.load_state_dict(content["optimizer"])
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = (model(inputs) - target).square().mean()
+        loss.backward()
+        optimizer.step()
+    return optimizer, model, loss.item()
+
+
+def test_in_8_bits_it_learns_what_it_learns_in_32() -> None:
+    *_, in_32 = quadratic(150)
+    *_, in_8 = quadratic(150, optimizer="adamw8bit")
+
+    assert quadratic(1)[2] > 1.0
+    assert in_32 < 0.5
+    assert in_8 == pytest.approx(in_32, abs=0.02)
+    assert in_8 != in_32
+
+
+def test_moments_take_8_bits_but_those_of_embeddings_and_of_small_tensors() -> None:
+    optimizer, model, _ = quadratic(1, optimizer="adamw8bit")
+    dtypes = {name: optimizer.state[parameter]["state1"].dtype for name, parameter in model.named_parameters()}
+
+    assert dtypes == {"0.weight": torch.float32, "1.weight": torch.uint8, "1.bias": torch.float32}
+
+
+def test_moments_of_8_bits_are_saved_and_taken_up_bit_for_bit(tmp_path: Path) -> None:
+    _, unbroken, _ = quadratic(7, optimizer="adamw8bit")
+    optimizer, model, _ = quadratic(3, optimizer="adamw8bit")
+    write_pickle(tmp_path / "saved", {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+    _, resumed, _ = quadratic(4, optimizer="adamw8bit", saved=tmp_path / "saved")
+
+    for name, value in unbroken.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_8_bits_need_a_library_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    check_optimizer(FinetuneConfig())
+    with pytest.raises(UserError, match=r"which --optimizer adamw8bit needs: pip install .* or use --optimizer adamw"):
+        check_optimizer(FinetuneConfig(optimizer="adamw8bit"))
+
+
+# ---- schedule --------------------------------------------------------------------------------------------------------
 
 
 def test_the_rate_rises_in_a_line_then_falls_along_half_a_cosine() -> None:
@@ -51,11 +142,3 @@ def test_the_rate_ends_at_its_least_share_and_stays_there(step: int) -> None:
 def test_a_run_that_is_all_warm_up_has_a_schedule_too() -> None:
     shares = [warmup_cosine(step, warmup_steps=5, max_steps=5, min_ratio=0.0) for step in range(6)]
     assert shares == [0.2, 0.4, 0.6, 0.8, 1.0, 1.0]
-
-
-def test_a_step_moves_a_weight_by_the_rate(make_lm: Callable[..., LanguageModel]) -> None:
-    weight = torch.nn.Parameter(torch.ones(2, 2))
-    optimizer = adamw([weight], lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0)
-    weight.grad = torch.full((2, 2), 0.3)
-    optimizer.step()
-    torch.testing.assert_close(weight.data, torch.full((2, 2), 0.99), rtol=0, atol=1e-6)  # Adam's first step is lr
