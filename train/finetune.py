@@ -79,7 +79,8 @@ def train(config: FinetuneConfig, stop: "StopRequests") -> None:
     config = dataclasses.replace(
         config, shards=shards, base=base.place, text_encoder=text_encoder, text_padding=text_padding
     )
-    data = build_data(config, index, placement)
+    margin_frames = base.lm_config.make_pattern().num_margin_frames
+    data = build_data(config, index, placement, margin_frames=margin_frames)
 
     # Model.
     lm_config = dataclasses.replace(base.lm_config, dropout=config.dropout, text_padding=text_padding)

@@ -40,6 +40,14 @@ class Pattern(ABC):
         """Steps of the sequence as training cuts it: audiocraft's ``keep_only_valid_steps``."""
         return self.num_steps(num_frames) - self.num_last_steps
 
+    @property
+    def num_margin_frames(self) -> int | None:
+        """Frames of padding that a sequence must keep after its last frame to predict that as a longer one would.
+
+        None where the steps depend on T: no shorter sequence is part of a longer one.
+        """
+        return self.num_last_steps
+
     def interleave(self, codes: Tensor, special_token_id: int) -> Tensor:
         """The whole sequence of the codes.
 
@@ -238,6 +246,11 @@ class CoarseFirstPattern(Pattern):
         """Steps that the last codebook lags behind the second."""
         return self.delays[-1] - self.delays[0]
 
+    @property
+    def num_margin_frames(self) -> None:
+        """None."""
+        return None
+
     def steps(self, num_frames: int) -> Tensor:
         """Int64 [K, T]."""
         begins = torch.tensor([0, *(num_frames + delay for delay in self.delays)])
@@ -263,6 +276,11 @@ class MusicLMPattern(Pattern):
     def __post_init__(self) -> None:
         if self.group_by < 1 or self.n_q % self.group_by:
             raise ValueError(f"group_by {self.group_by}: expected a divisor of n_q={self.n_q}")
+
+    @property
+    def num_margin_frames(self) -> None:
+        """None."""
+        return None
 
     def steps(self, num_frames: int) -> Tensor:
         """Int64 [K, T]."""

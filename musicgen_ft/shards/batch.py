@@ -70,8 +70,18 @@ class Batch(NamedTuple):
         return self._replace(codes=self.codes.pin_memory(), mask=self.mask.pin_memory(), chroma=chroma)
 
 
-def collate(crops: Sequence[Crop]) -> Batch:
-    """Stacks crops of equal length."""
+def collate(crops: Sequence[Crop], *, margin_frames: int | None = None) -> Batch:
+    """Stacks crops of equal length.
+
+    Args:
+        crops: at least one.
+        margin_frames: cuts off what is padding in all of them, but for so many frames (a pattern's
+            ``num_margin_frames``); None leaves it. The melody keeps its length.
+    """
     codes, mask, descriptions, keys, positions, chroma = zip(*crops, strict=True)
     stacked = None if chroma[0] is None else torch.stack(chroma)
-    return Batch(torch.stack(codes), torch.stack(mask), descriptions, keys, positions, stacked)
+    all_codes, all_mask = torch.stack(codes), torch.stack(mask)
+    if margin_frames is not None:
+        T = int(all_mask.sum(1).max()) + margin_frames
+        all_codes, all_mask = all_codes[:, :, :T].contiguous(), all_mask[:, :T].contiguous()
+    return Batch(all_codes, all_mask, descriptions, keys, positions, stacked)

@@ -3,9 +3,11 @@
 K codebooks, T frames of a track, segment_frames those of a crop.
 """
 
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
@@ -82,9 +84,17 @@ class CropDataset(Dataset[Crop]):
         """Crops of one epoch, which is about one pass over all frames."""
         return self.order.num_slots
 
-    def __getitem__(self, position: int) -> Crop:
+    def num_frames(self, positions: Sequence[int]) -> npt.NDArray[np.int64]:
+        """Frames of audio of the crops at these positions, in [1, segment_frames]: int64 [N]. Reads no shard."""
+        tracks = [self._track(position) for position in positions]
+        return np.minimum(self._tracks.num_frames[tracks], self._segment_frames)
+
+    def _track(self, position: int) -> int:
         _, slot = self.order.slot(position)
-        track = track_of(self._slots, slot)
+        return track_of(self._slots, slot)
+
+    def __getitem__(self, position: int) -> Crop:
+        track = self._track(position)
         rng = sample_rng(self._seed, position)
         # Each draw is made whether it is used or not: crops and texts stay the same when the dropout changes.
         start = int(rng.integers(max(1, int(self._tracks.num_frames[track]) - self._segment_frames + 1)))

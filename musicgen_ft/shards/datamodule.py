@@ -3,9 +3,12 @@
 import hashlib
 import signal
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import lightning
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -38,6 +41,7 @@ class ShardDataModule(lightning.LightningDataModule):
         melody_dropout: float = 0.5,
         num_workers: int = 0,
         valid_max_crops: int = 256,
+        margin_frames: int | None = None,
     ) -> None:
         """The data of one run.
 
@@ -54,11 +58,13 @@ class ShardDataModule(lightning.LightningDataModule):
             melody_dropout: probability that the melody is dropped where the text is kept; 0.5 in audiocraft's recipe.
             num_workers: processes that read training crops ahead.
             valid_max_crops: crops of one validation over all processes, at most.
+            margin_frames: see ``collate``.
         """
         super().__init__()
         self.index = index
         self._global_batch, self._micro_batch, self._num_steps = global_batch, micro_batch, num_steps
-        self._num_workers = num_workers
+        self._num_workers, self._margin_frames = num_workers, margin_frames
+        self.segment_frames = segment_frames
         card = index.manifest.codec.card
         self.train_crops = CropDataset(
             index.split("train"),
@@ -85,8 +91,13 @@ class ShardDataModule(lightning.LightningDataModule):
             world=world,
             start_step=self.trainer.global_step if self.trainer else 0,
             num_steps=self._num_steps,
+            num_frames=self.train_crops.num_frames,
         )
-        return _loader(self.train_crops, sampler, num_workers=self._num_workers)
+        return self._loader(self.train_crops, sampler, num_workers=self._num_workers)
+
+    def num_frames_of_step(self, step: int) -> npt.NDArray[np.int64]:
+        """Frames of audio of all crops of an optimizer step, over all its micro-batches and processes: int64 [G]."""
+        return self.train_crops.num_frames(range(step * self._global_batch, (step + 1) * self._global_batch))
 
     def val_dataloader(self) -> DataLoader[Crop] | list[DataLoader[Crop]]:
         """This process's share of the validation crops; an empty list where no track is for validation."""
@@ -94,7 +105,7 @@ class ShardDataModule(lightning.LightningDataModule):
             return []
         rank, world = self._place()
         batches = valid_batches(num_crops=len(self.valid_crops), batch=self._micro_batch, rank=rank, world=world)
-        return _loader(self.valid_crops, batches, num_workers=0)  # few and cheap: workers would cost more to start
+        return self._loader(self.valid_crops, batches, num_workers=0)  # few and cheap: workers would cost more to start
 
     def state_dict(self) -> dict[str, Any]:
         """What the order of samples depends on; Lightning keeps it in the training checkpoint."""
@@ -123,16 +134,15 @@ class ShardDataModule(lightning.LightningDataModule):
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-
-def _loader(crops: Dataset[Crop], batches: Iterable[list[int]], *, num_workers: int) -> DataLoader[Crop]:
-    return DataLoader(
-        crops,
-        batch_sampler=batches,
-        collate_fn=collate,
-        num_workers=num_workers,
-        worker_init_fn=_outlive_signals if num_workers else None,
-        pin_memory=torch.cuda.is_available(),
-    )
+    def _loader(self, crops: Dataset[Crop], batches: Iterable[list[int]], *, num_workers: int) -> DataLoader[Crop]:
+        return DataLoader(
+            crops,
+            batch_sampler=batches,
+            collate_fn=partial(collate, margin_frames=self._margin_frames),
+            num_workers=num_workers,
+            worker_init_fn=_outlive_signals if num_workers else None,
+            pin_memory=torch.cuda.is_available(),
+        )
 
 
 def _outlive_signals(worker: int) -> None:

@@ -5,7 +5,7 @@ is the global batch size. Nothing is stored: a run resumed at step s, on any num
 uninterrupted run would have read.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -97,12 +97,21 @@ def micro_batches_per_step(*, global_batch: int, micro_batch: int, world: int) -
 class PositionBatchSampler(Sampler[list[int]]):
     """The positions of each micro-batch of one process, from a start step on.
 
-    Step s, micro-batch m, rank r reads ``micro_batch`` positions from ``s * G + (m * world + r) * micro_batch`` on.
+    Step s reads the positions from ``s * G`` up to ``(s + 1) * G``, the longest crops first, so that crops of like
+    length share a micro-batch and little is padded; micro-batch m of rank r is the ``(m * world + r)``-th of them.
     ``len`` tells all micro-batches of the run and not the rest, because Lightning counts on from the checkpoint.
     """
 
     def __init__(
-        self, *, global_batch: int, micro_batch: int, rank: int, world: int, start_step: int, num_steps: int
+        self,
+        *,
+        global_batch: int,
+        micro_batch: int,
+        rank: int,
+        world: int,
+        start_step: int,
+        num_steps: int,
+        num_frames: Callable[[Sequence[int]], npt.NDArray[np.int64]],
     ) -> None:
         """A sampler of the steps from ``start_step`` up to ``num_steps``.
 
@@ -114,10 +123,12 @@ class PositionBatchSampler(Sampler[list[int]]):
             start_step: optimizer steps done before. Take it from the trainer's ``global_step``: a sampler's own count
                 runs ahead with the workers that prefetch.
             num_steps: optimizer steps of the whole run.
+            num_frames: lengths of the crops at some positions.
 
         Raises:
             ValueError: if the global batch cannot be shared evenly.
         """
+        self._num_frames = num_frames
         self.micro_batches = micro_batches_per_step(global_batch=global_batch, micro_batch=micro_batch, world=world)
         self.global_batch, self.micro_batch = global_batch, micro_batch
         self.rank, self.world = rank, world
@@ -128,9 +139,11 @@ class PositionBatchSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self.start_step, self.num_steps):
+            positions = range(step * self.global_batch, (step + 1) * self.global_batch)
+            longest_first = np.argsort(-self._num_frames(positions), kind="stable") + positions.start
             for micro in range(self.micro_batches):
-                first = step * self.global_batch + (micro * self.world + self.rank) * self.micro_batch
-                yield list(range(first, first + self.micro_batch))
+                first = (micro * self.world + self.rank) * self.micro_batch
+                yield longest_first[first : first + self.micro_batch].tolist()
 
 
 def valid_batches(*, num_crops: int, batch: int, rank: int, world: int) -> list[list[int]]:

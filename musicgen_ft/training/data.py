@@ -11,8 +11,10 @@ from musicgen_ft.training.trainer import Placement
 _PROBE_S = 4.0
 
 
-def build_data(config: FinetuneConfig, index: ShardIndex, placement: Placement) -> ShardDataModule:
-    """Crops, captions and dropout as the config says.
+def build_data(
+    config: FinetuneConfig, index: ShardIndex, placement: Placement, *, margin_frames: int | None
+) -> ShardDataModule:
+    """Crops, captions and dropout as the config says; ``margin_frames`` is the pattern's, see ``collate``.
 
     Raises:
         UserError: if there is nothing to train on, or validation would be on what is trained on.
@@ -33,6 +35,7 @@ def build_data(config: FinetuneConfig, index: ShardIndex, placement: Placement) 
         melody_dropout=config.melody_dropout,
         num_workers=config.num_workers,
         valid_max_crops=config.valid_max_clips,
+        margin_frames=margin_frames,
     )
 
 

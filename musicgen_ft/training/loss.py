@@ -67,8 +67,13 @@ def _chunk_sum(head: nn.Module, hidden: Tensor, codes: Tensor) -> Tensor:
 
 
 def mean_loss(sums: Tensor, counts: Tensor) -> CodebookLoss:
-    """The mean over codebooks, each averaged over its own valid frames; one without any counts as 0."""
-    ce_per_codebook = sums / counts.clamp(min=1)
+    """The mean over codebooks, each averaged over its own valid frames; one without any counts as 0.
+
+    Args:
+        sums: float32 [K], cross-entropies of a micro-batch.
+        counts: float32 [K], frames that they are divided by: those of the micro-batch, or its share of a step's.
+    """
+    ce_per_codebook = sums / counts.where(counts > 0, 1)
     return CodebookLoss(ce_per_codebook.mean(), ce_per_codebook.detach())
 
 

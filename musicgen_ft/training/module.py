@@ -19,8 +19,9 @@ from musicgen_ft.errors import UserError
 from musicgen_ft.model.conditioning import TextEncoder, TextStates
 from musicgen_ft.model.lm import LanguageModel
 from musicgen_ft.shards.batch import Batch
+from musicgen_ft.shards.datamodule import ShardDataModule
 from musicgen_ft.training.ema import EMA, trainable
-from musicgen_ft.training.loss import mean_loss, state_sums
+from musicgen_ft.training.loss import CodebookLoss, mean_loss, state_sums
 from musicgen_ft.training.optim import build_optimizer, warmup_cosine
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class FinetuneModule(lightning.LightningModule):
         """Every metric's newest value, on rank zero and all others."""
         self._micro: list[Tensor] = []
         self._keys: list[str] = []
+        self._step_counts = -1, torch.zeros(0)
         self._skipped = 0
         self._valid: Tensor | None = None
         self._base_ce: float | None = None
@@ -53,19 +55,39 @@ class FinetuneModule(lightning.LightningModule):
     # ---- training ----------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of one micro-batch."""
-        text = self._text_encoder.encode(batch.descriptions)
-        loss = mean_loss(*self._sums(batch, text))
+        """The loss of one micro-batch: its sums over its share of the whole step's frames.
+
+        So the mean of these losses, and of their gradients, is the loss of the step's clips together, however they are
+        dealt to micro-batches and ranks; a mean over each micro-batch's own frames would weigh short clips more.
+        """
+        num_shares = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        loss = self.loss(batch, self._frames_of_step() / num_shares)
         self._micro.append(torch.cat([loss.ce.detach()[None], loss.ce_per_codebook]))
         self._keys += batch.keys
         self._frames += batch.mask.numel()
         return loss.ce
+
+    def loss(self, batch: Batch, counts: Tensor | None = None) -> CodebookLoss:
+        """The loss of a batch, over its own frames or, of each codebook, over ``counts``: float32 [K]."""
+        sums, own = self._sums(batch, self._text_encoder.encode(batch.descriptions))
+        return mean_loss(sums, own if counts is None else counts)
 
     def _sums(self, batch: Batch, text: TextStates) -> tuple[Tensor, Tensor]:
         """Sums of cross-entropies and numbers of frames, of each codebook: float32 [K] both."""
         states = self.lm.states(batch.codes, text, self._melody(batch))
         mask = batch.mask[:, None] & states.mask
         return state_sums(states, self.lm.heads, batch.codes, mask, chunk_frames=self.config.loss_chunk_frames)
+
+    def _frames_of_step(self) -> Tensor:
+        """Frames that count in this step, of each codebook, over all its micro-batches and ranks: float32 [K]."""
+        step, counts = self._step_counts
+        if step != self.global_step:
+            data: ShardDataModule = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
+            num_frames = torch.from_numpy(data.num_frames_of_step(self.global_step))
+            up_to = self.lm.pattern.frame_mask(data.segment_frames).cumsum(1)  # [K, T]
+            counts = up_to[:, num_frames - 1].sum(1).float().to(self.device)
+            self._step_counts = self.global_step, counts
+        return counts
 
     def _melody(self, batch: Batch) -> MelodyStates | None:
         """The melodies of a batch, zero where they are dropped; None where the model takes none."""

@@ -157,6 +157,20 @@ def test_step_mask_is_true_exactly_where_there_is_a_code(pattern: Pattern, K: in
     assert torch.equal(pattern.step_mask(T), sequence[0] != SPECIAL)
 
 
+@EVERY
+def test_frames_with_a_margin_behind_them_stand_where_they_stand_in_a_longer_sequence(pattern: Pattern, K: int) -> None:
+    short, long = 7, 23
+    margin = pattern.num_margin_frames
+    if margin is None:
+        assert not torch.equal(pattern.steps(short), pattern.steps(long)[:, :short])
+        return
+
+    cut = short + margin
+    assert torch.equal(pattern.steps(cut), pattern.steps(long)[:, :cut])
+    assert pattern.frame_mask(cut)[:, :short].all()
+    assert pattern.frame_mask(long)[:, :short].all()
+
+
 @pytest.mark.parametrize("delays", DELAYS)
 @pytest.mark.parametrize("T", FRAMES)
 def test_frame_mask_leaves_out_each_codebooks_last_delayed_frames(delays: tuple[int, ...], T: int) -> None:

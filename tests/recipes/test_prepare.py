@@ -448,8 +448,8 @@ def test_what_the_codec_could_not_carry_is_not_encoded_again_until_the_limit_let
 ) -> None:
     out = tmp_path / "out"
     prepared(command, music, out)
-    found = {name: meta.quality and meta.quality.codec_snr_db for name, (_, meta) in metas(out).items()}
-    snr_db = {name: value for name, value in found.items() if value is not None}
+    qualities = {name: meta.quality for name, (_, meta) in metas(out).items()}
+    snr_db = {name: quality.codec_snr_db for name, quality in qualities.items() if quality and quality.codec_snr_db}
     worst, next_worst = sorted(snr_db, key=lambda name: snr_db[name])[:2]
     limit = (snr_db[worst] + snr_db[next_worst]) / 2
     shutil.rmtree(out)

@@ -27,6 +27,20 @@ def test_collate_stacks_in_order(batch: Batch) -> None:
     assert batch[2:] == (("calm", None), ("a", "b"), (7, 8), None)
 
 
+@pytest.mark.parametrize(("margin_frames", "left"), [(None, 5), (0, 3), (1, 4), (2, 5), (9, 5)])
+def test_collate_cuts_off_what_is_padding_in_all_crops_but_for_a_margin(margin_frames: int | None, left: int) -> None:
+    codes, mask = torch.arange(B * K * T).reshape(B, K, T), torch.arange(T) < torch.tensor([[1], [3]])
+    chroma = torch.arange(7)
+    crops = [Crop(codes[i], mask[i], description=None, key="a", position=i, chroma=chroma) for i in range(B)]
+
+    cut = collate(crops, margin_frames=margin_frames)
+
+    assert torch.equal(cut.codes, codes[:, :, :left])
+    assert torch.equal(cut.mask, mask[:, :left])
+    assert cut.chroma is not None
+    assert cut.chroma.shape == (B, 7)
+
+
 def test_lightning_moves_a_batch_to_a_device(batch: Batch) -> None:
     moved = move_data_to_device(batch, torch.device("meta"))
 

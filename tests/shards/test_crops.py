@@ -51,6 +51,16 @@ def test_an_epoch_passes_about_once_over_every_track(index: ShardIndex, tracks: 
     assert [found[track.key] for track in tracks["train"]] == [1, 2, 4, 1, 3, 2]
 
 
+def test_lengths_of_crops_are_known_without_reading_them(index: ShardIndex) -> None:
+    crops = crops_of(index)
+    positions = range(5, 5 + 2 * crops.num_slots)
+
+    found = crops.num_frames(positions)
+
+    assert found.tolist() == [int(crops[position].mask.sum()) for position in positions]
+    assert len(set(found.tolist())) > 1
+
+
 def test_a_crop_is_a_stretch_of_its_track_padded_with_the_special_token(index: ShardIndex, tracks: Tracks) -> None:
     crops = crops_of(index)
     by_key = {track.key: track.codes for track in tracks["train"]}

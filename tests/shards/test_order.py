@@ -1,6 +1,8 @@
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from musicgen_ft.shards.order import (
@@ -68,7 +70,13 @@ def read_by_step(*, world: int, micro_batch: int, start_step: int = 0) -> list[l
     """The sorted positions that all ranks read in each step of a run of 5 steps of 24."""
     samplers = [
         PositionBatchSampler(
-            global_batch=24, micro_batch=micro_batch, rank=rank, world=world, start_step=start_step, num_steps=5
+            global_batch=24,
+            micro_batch=micro_batch,
+            rank=rank,
+            world=world,
+            start_step=start_step,
+            num_steps=5,
+            num_frames=lambda positions: np.array([1 + position * 7 % 5 for position in positions]),
         )
         for rank in range(world)
     ]
@@ -98,7 +106,9 @@ def test_a_run_started_at_a_later_step_reads_the_rest(world: int) -> None:
 
 
 def test_the_length_is_that_of_the_whole_run_wherever_it_starts() -> None:
-    sampler = PositionBatchSampler(global_batch=12, micro_batch=3, rank=1, world=2, start_step=4, num_steps=5)
+    sampler = PositionBatchSampler(
+        global_batch=12, micro_batch=3, rank=1, world=2, start_step=4, num_steps=5, num_frames=all_alike
+    )
 
     assert len(sampler) == 10
     assert list(sampler) == [[51, 52, 53], [57, 58, 59]]
@@ -128,7 +138,30 @@ def test_every_process_validates_on_all_crops_where_there_are_fewer_than_process
     assert ranks == [[[0], [1, 2]]] * 4
 
 
-def test_positions_of_one_process_rise() -> None:
-    sampler = PositionBatchSampler(global_batch=8, micro_batch=2, rank=1, world=2, start_step=0, num_steps=9)
+def test_crops_of_like_length_share_a_micro_batch_on_all_ranks() -> None:
+    lengths = np.array([0, 0, 0, 0, 0, 0, 0, 0, 50, 9, 31, 50, 8, 50, 30, 50])
+
+    first, second = (
+        PositionBatchSampler(
+            **{"global_batch": 8, "micro_batch": 2, "start_step": 1, "num_steps": 2},
+            rank=rank,
+            world=2,
+            num_frames=lambda positions: lengths[list(positions)],
+        )
+        for rank in (0, 1)
+    )
+
+    assert list(first) == [[8, 11], [10, 14]]  # the longest first: memory is short in the first step or never
+    assert list(second) == [[13, 15], [9, 12]]
+
+
+def test_positions_of_one_process_rise_where_all_crops_are_of_one_length() -> None:
+    sampler = PositionBatchSampler(
+        global_batch=8, micro_batch=2, rank=1, world=2, start_step=0, num_steps=9, num_frames=all_alike
+    )
 
     assert all(before < after for before, after in pairwise(position for batch in sampler for position in batch))
+
+
+def all_alike(positions: Sequence[int]) -> npt.NDArray[np.int64]:
+    return np.full(len(positions), 30)

@@ -98,8 +98,8 @@ def start_run(
         settings |= {"accelerator": "cpu", "tensorboard": False, "num_workers": 0, "ema_decay": 0.8}
         config = FinetuneConfig(shards=str(of), out=tmp_path / name, **{**settings, **changes})
         placement = place(config)
-        data = build_data(config, ShardIndex.open(of), placement)
         lm = make_lm(seed=lm_seed, text_dim=text_encoder.dim, dropout=config.dropout).train()
+        data = build_data(config, ShardIndex.open(of), placement, margin_frames=lm.pattern.num_margin_frames)
         module = FinetuneModule(lm, text_encoder, config)
         folder, stop = RunFolder(tmp_path / name), StopRequests()
         if resume_step is None:

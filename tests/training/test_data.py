@@ -22,7 +22,7 @@ def test_the_captions_of_a_run_are_made_as_its_config_says(shards: Path) -> None
         caption_template="{description}, played[ in {key}], {bpm} bpm",
         trigger="zorp",
     )
-    data = build_data(config, ShardIndex.open(shards), place(config))
+    data = build_data(config, ShardIndex.open(shards), place(config), margin_frames=None)
     texts = {data.train_crops[position].description for position in range(data.train_crops.num_slots)}
     assert texts == {f"zorp, calm piano number {number}, played" for number in range(5)}
     assert data.valid_crops[0].description == "zorp, calm piano number 100, played"
@@ -31,4 +31,4 @@ def test_the_captions_of_a_run_are_made_as_its_config_says(shards: Path) -> None
 def test_captions_that_cannot_be_made_are_refused(shards: Path) -> None:
     config = FinetuneConfig(shards=str(shards), accelerator="cpu", caption_source="template")
     with pytest.raises(UserError, match="there is no template"):
-        build_data(config, ShardIndex.open(shards), place(config))
+        build_data(config, ShardIndex.open(shards), place(config), margin_frames=None)

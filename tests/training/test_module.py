@@ -46,17 +46,32 @@ def test_one_batch_is_learned_by_heart(start_run: Callable[..., Run], make_shard
     assert run.module.latest["valid/ce"] > 2.0  # other codes cannot be known
 
 
+@pytest.mark.parametrize("train", [(31, 44, 27), (31, 3, 5, 12, 44, 9)], ids=["alike", "of all lengths"])
 def test_accumulated_micro_batches_make_the_step_of_one_large_batch(
+    start_run: Callable[..., Run], make_shards: Callable[..., Path], train: tuple[int, ...]
+) -> None:
+    of = make_shards(train=train, valid=(26,))
+    one, *others = (start_run(f"by {n}", of=of, micro_batch_size=n, max_steps=3).fit() for n in (4, 2, 1))
+    names = ("train/ce", "train/ce_q3", "train/grad_norm", "train/lr", "valid/ce")
+    for other in others:
+        for name, value in weights(other.module).items():
+            # The same gradients summed in another order, through 3 steps of Adam; measured 1.2e-7.
+            torch.testing.assert_close(value, weights(one.module)[name], rtol=0, atol=1e-5)
+        found, expected = ([float(row[name] or 0) for row in run.rows() for name in names] for run in (other, one))
+        assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_padding_that_is_cut_off_changes_nothing(
     start_run: Callable[..., Run], make_shards: Callable[..., Path]
 ) -> None:
-    of = make_shards(train=(31, 44, 27), valid=(26,))  # no clip is padded: every micro-batch weighs the same
-    one, four = (start_run(f"by {n}", of=of, micro_batch_size=n, max_steps=3).fit() for n in (4, 1))
-    for name, value in weights(four.module).items():
-        # The same gradients summed in another order, through 3 steps of Adam; measured 1.2e-7.
-        torch.testing.assert_close(value, weights(one.module)[name], rtol=0, atol=1e-5)
-    names = ("train/ce", "train/ce_q3", "train/lr", "valid/ce")
-    found, expected = ([float(row[name] or 0) for row in run.rows() for name in names] for run in (four, one))
-    assert found == pytest.approx(expected, abs=1e-3)
+    of = make_shards(train=(31, 3, 5, 9, 44, 9), valid=(26, 4))
+    cut, padded = (start_run(name, of=of, micro_batch_size=1, max_steps=4) for name in ("cut", "padded"))
+    padded.data._margin_frames = None
+    lengths = {batch.codes.shape[2] for batch in cut.data.train_dataloader()}
+    assert lengths >= {3 + 3, 5 + 3, 12}
+    assert {batch.codes.shape[2] for batch in padded.data.train_dataloader()} == {12}
+    for name, value in weights(cut.fit().module).items():
+        torch.testing.assert_close(value, weights(padded.fit().module)[name], rtol=0, atol=1e-6)
 
 
 def test_the_rate_follows_the_schedule_and_the_gradient_is_clipped(start_run: Callable[..., Run]) -> None:
@@ -103,7 +118,7 @@ def test_the_loss_of_a_step_is_that_of_masked_predictions(start_run: Callable[..
     run.module.lm.config = dataclasses.replace(run.module.lm.config, text_padding=text_padding)
     batch = crops(run, *range(8))
     assert not batch.mask.all()  # the short track is among them
-    found = run.module.training_step(batch, 0)
+    found = run.module.loss(batch).ce
     text = run.module._text_encoder.encode(batch.descriptions)
     logits, pattern_mask = run.module.lm.predict(batch.codes, text)
     assert torch.equal(found, codebook_cross_entropy(logits, batch.codes, batch.mask[:, None] & pattern_mask).ce)
@@ -113,7 +128,7 @@ def test_a_clip_of_padding_alone_adds_no_nan(start_run: Callable[..., Run]) -> N
     run = start_run()
     batch = crops(run, 0, 1)
     nothing = batch._replace(codes=torch.full_like(batch.codes, 11), mask=torch.zeros_like(batch.mask))
-    loss = run.module.training_step(nothing, 0)
+    loss = run.module.loss(nothing).ce
     loss.backward()
     assert loss.item() == 0.0
     assert all(p.grad is None or p.grad.isfinite().all() for p in run.module.lm.parameters())
@@ -126,7 +141,7 @@ def test_dropping_the_text_changes_the_loss(start_run: Callable[..., Run]) -> No
     run = start_run(cfg_dropout=0.0)
     batch = crops(run, 0, 1)
     null = batch._replace(descriptions=(None, None))
-    assert abs(run.module.training_step(batch, 0) - run.module.training_step(null, 0)) > 1e-3
+    assert abs(run.module.loss(batch).ce - run.module.loss(null).ce) > 1e-3
 
 
 @pytest.mark.parametrize(("scope", "per_step"), [("sample", {0, 1, 2, 3, 4}), ("step", {0, 4})])

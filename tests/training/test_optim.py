@@ -76,6 +76,7 @@ def quadratic(
         content = read_pickle(saved)
         model.load_state_dict(content["model"])
         optimizer.load_state_dict(content["optimizer"])
+    loss = torch.tensor(torch.nan)
     for _ in range(steps):
         optimizer.zero_grad()
         loss = (model(inputs) - target).square().mean()

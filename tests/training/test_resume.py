@@ -112,6 +112,8 @@ def test_a_resume_with_another_number_of_micro_batches_makes_the_same_steps(
     resumed = start_run(resume_step=3, cfg_dropout=0.0, micro_batch_size=4).fit(resume=True)
     assert [row["step"] for row in resumed.rows()] == [row["step"] for row in expected.rows()]
     assert resumed.trainer.global_step == 6
+    found, losses = ([float(row["train/ce"] or 0) for row in run.rows()] for run in (resumed, expected))
+    assert found == pytest.approx(losses, abs=1e-5)
 
 
 def test_a_resume_with_another_seed_is_refused(start_run: Callable[..., Run], kill_at: Callable[..., Any]) -> None:
