@@ -14,14 +14,8 @@ import numpy as np
 from musicgen_ft.audio import AudioError, AudioReader, probe
 from musicgen_ft.corpus.auto_labels import Heard, RhythmAndKey
 from musicgen_ft.corpus.fingerprint import Fingerprint, FingerprintStream
-from musicgen_ft.corpus.quality import (
-    MIN_SAMPLE_RATE,
-    Quality,
-    QualityMeter,
-    Seconds,
-    seconds_from_text,
-    seconds_to_text,
-)
+from musicgen_ft.corpus.meters import MIN_SAMPLE_RATE, QualityMeter
+from musicgen_ft.corpus.quality import Quality, Seconds, seconds_from_text, seconds_to_text
 from musicgen_ft.corpus.scan import Record, with_tags
 
 MAX_SAMPLES_PER_S = 64 * 96_000
