@@ -27,6 +27,7 @@ LAYERS = (
         "devices",
         "leases",
         "stems",
+        "demucs_models",
         "synthesis",
     },
     {"shards", "model"},

@@ -22,7 +22,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from musicgen_ft import stems
+from musicgen_ft import demucs_models, stems
 from musicgen_ft.audio import Samples
 from musicgen_ft.errors import UserError
 from musicgen_ft.stems import Separator, converted
@@ -426,10 +426,10 @@ def test_an_unknown_name_is_told_with_those_that_are_known(released: Path) -> No
 
 def test_the_released_names_of_the_installed_demucs_are_all_listed_with_a_checksum() -> None:
     bags = [yaml.safe_load(path.read_text()) for path in pretrained.REMOTE_ROOT.glob("*.yaml")]
-    urls = [stems._url(signature) for bag in bags for signature in bag["models"]]
+    urls = [demucs_models._url(signature) for bag in bags for signature in bag["models"]]
     assert len(urls) >= 20
-    assert all(len(stems._checksum(Path(url))) == 8 for url in urls)
-    assert stems._url("955717e8").endswith("/hybrid_transformer/955717e8-8726e21a.th")
+    assert all(len(demucs_models._checksum(Path(url))) == 8 for url in urls)
+    assert demucs_models._url("955717e8").endswith("/hybrid_transformer/955717e8-8726e21a.th")
 
 
 def test_where_demucs_is_not_installed_the_message_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
