@@ -43,7 +43,6 @@ from musicgen_ft.checkpoint.names import audiocraft_pairs, from_ours, transforme
 from musicgen_ft.model.conditioning import TextStates
 from musicgen_ft.model.lm import LanguageModel, LMConfig
 from musicgen_ft.training.loss import mean_loss, state_sums
-from musicgen_ft.training.optim import adamw
 
 PEERS = ("audiocraft", "transformers")
 OURS = ("ours", "ours, selective", "ours, full")  # what is recomputed: none, selective, full
@@ -180,10 +179,7 @@ def measure(contestant: str, job: Job) -> dict[str, Any]:
     del lm
     model.to(device).train()
     trained = [value for value in model.parameters() if value.requires_grad]
-    if contestant in PEERS:
-        optimizer: torch.optim.Optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.1, fused=True)
-    else:
-        optimizer = adamw(trained, lr=1e-4, betas=(0.9, 0.999), weight_decay=0.1)
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.1, fused=True)
     times, losses = [], []
     reset_peak(device)
     for number in range(job.warmup + job.steps):
@@ -218,7 +214,7 @@ def import_all(contestant: str) -> None:
         from audiocraft.solvers.musicgen import MusicGenSolver  # noqa: F401
     elif contestant == "transformers":
         from transformers import MusicgenForConditionalGeneration  # noqa: F401
-    torch.zeros(8, 8) @ torch.zeros(8, 8)
+    import torch._dynamo  # the first step of an optimizer does it else
 
 
 def config_of(name: str) -> LMConfig:
