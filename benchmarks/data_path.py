@@ -110,7 +110,7 @@ def make_track(rng: np.random.Generator, number: int) -> Track:
     frames = seconds * CODEC.frame_rate
     labels = Labels(
         description=f"track {number}: a slow piece for strings and piano, recorded in a small room",
-        genre="classical", moods=("calm", "warm"), instruments=("piano", "strings"), bpm=60.0 + number % 100, key="C major",
+        genre="classical", moods=("calm", "warm"), instrument="piano", bpm=60.0 + number % 100, key="C major",
     )  # fmt: skip
     meta = TrackMeta(labels=labels, relative_path=f"{number}.flac", num_frames=frames, duration_s=float(seconds))
     return Track(

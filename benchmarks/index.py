@@ -23,13 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from musicgen_ft.codec import CodecSpec
+from musicgen_ft.corpus.captions import CaptionPolicy
 from musicgen_ft.shards.catalog import write_catalog
 from musicgen_ft.shards.crops import CropDataset
-from musicgen_ft.shards.format import CATALOG_NAME, Manifest, ShardInfo, Split, read_manifest, write_manifest
+from musicgen_ft.shards.format import CATALOG_NAME, VERSION, Manifest, ShardInfo, Split, read_manifest, write_manifest
 from musicgen_ft.shards.index import ShardIndex
 from musicgen_ft.shards.sidecar import SIDECAR_FORMAT, sidecar_path
-from musicgen_ft.shards.format import VERSION
-from musicgen_ft.corpus.captions import CaptionPolicy
 
 MIB, GIB = 2**20, 2**30
 CODEC = CodecSpec(id="made up", sha256="c0dec" * 8, sample_rate=32_000, frame_rate=50, channels=1, n_q=4, card=2048)
@@ -126,7 +125,15 @@ def make_folder(folder: Path, num_tracks: int, num_shards: int) -> None:
             row += [offset + 512, size]
             offset += 512 + -(-size // 512) * 512
         rows.append(row)
-    names = ("num_frames", "codes_offset", "codes_bytes", "json_offset", "json_bytes", "seconds_offset", "seconds_bytes")
+    names = (
+        "num_frames",
+        "codes_offset",
+        "codes_bytes",
+        "json_offset",
+        "json_bytes",
+        "seconds_offset",
+        "seconds_bytes",
+    )
     columns = dict(zip(names, zip(*rows, strict=True), strict=True))
     numbers = "".join(f',"{name}":{json.dumps(column)}' for name, column in columns.items())
     shards = []

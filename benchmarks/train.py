@@ -6,9 +6,9 @@ python benchmarks/train.py --size small --size medium --device cuda --batch 8 --
 
 All start from the same weights and take the same codes and text states; the first loss of each is printed, which shows
 that they compute the same. A step is: the delay pattern, the forward pass, the loss as each makes it (audiocraft its
-solver's, transformers that of its ``labels``), the backward pass, clipping at a norm of 1, AdamW. The optimizer is torch's
-fused AdamW for all (audiocraft by itself takes the slower plain one); T5 is left out, and so is any average of the
-weights. Precision: fp32 on the CPU, autocast to bf16 over fp32 weights on CUDA.
+solver's, transformers that of its ``labels``), the backward pass, clipping at a norm of 1, AdamW. The optimizer is
+torch's fused AdamW for all (audiocraft by itself takes the slower plain one); T5 is left out, and so is any average of
+the weights. Precision: fp32 on the CPU, autocast to bf16 over fp32 weights on CUDA.
 
 Every contestant runs in a process of its own, one after the other and again from the first (A B C A B C), so that what
 else the machine does meets all.
@@ -116,7 +116,9 @@ def compare(job: Job, contestants: Any, rounds: int) -> None:
             loads.append(os.getloadavg()[0])
             runs[name].append(run_in_process(name, job))
     threads = next(iter(runs.values()))[0]["threads"]
-    place = torch.cuda.get_device_name() if job.device == "cuda" else f"CPU, {threads} threads of {os.cpu_count()} cores"
+    place = (
+        torch.cuda.get_device_name() if job.device == "cuda" else f"CPU, {threads} threads of {os.cpu_count()} cores"
+    )
     print(
         f"\n{job.size}: {next(iter(runs.values()))[0]['parameters'] / 1e6:.1f} M parameters, batch {job.batch} x "
         f"{job.frames} frames, {'bf16' if job.device == 'cuda' else 'fp32'}, {place}; {rounds} x {job.steps} steps; "
@@ -214,7 +216,7 @@ def import_all(contestant: str) -> None:
         from audiocraft.solvers.musicgen import MusicGenSolver  # noqa: F401
     elif contestant == "transformers":
         from transformers import MusicgenForConditionalGeneration  # noqa: F401
-    import torch._dynamo  # the first step of an optimizer does it else
+    import torch._dynamo  # noqa: F401  # else the first step of an optimizer does it
 
 
 def config_of(name: str) -> LMConfig:
@@ -278,7 +280,7 @@ class GivenStates(nn.Module):
 
 
 def transformers(lm: LanguageModel) -> tuple[nn.Module, Loss]:
-    """``MusicgenForConditionalGeneration`` with ``labels``; it has no delay pattern in training, so ours is before it."""
+    """``MusicgenForConditionalGeneration`` with ``labels``; in training it has no delay pattern, so that is ours."""
     from transformers import (
         EncodecConfig,
         MusicgenConfig,

@@ -272,7 +272,7 @@ def _write(path: Path, columns: Mapping[str, Column], made_for: str) -> None:
 
 
 def _read_header(path: Path) -> tuple[_Header, int, int]:
-    """The header, the file's CRC-32 and the byte behind both; ValueError, KeyError or TypeError if they are not there."""
+    """The header, the file's CRC-32 and the byte behind both; ValueError, KeyError or TypeError if there are none."""
     with path.open("rb") as file:
         if file.readline(len(_MAGIC)) != _MAGIC:
             raise ValueError("another format or version")
@@ -281,7 +281,7 @@ def _read_header(path: Path) -> tuple[_Header, int, int]:
 
 
 def _is_whole(path: Path, made_for: str) -> bool:
-    """Whether a catalog is there, of this manifest, and as it was written; one that is damaged is told and not taken."""
+    """Whether a catalog is there, of this manifest, and as it was written; a damaged one is told."""
     if not path.is_file():
         return False
     try:

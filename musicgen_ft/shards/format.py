@@ -3,9 +3,9 @@
 A folder holds ``train-000000.tar``, ..., ``valid-000000.tar``, a sidecar ``train-000000.index.json`` beside each, and
 ``manifest.json``, which is written last: a folder is complete only when its manifest is there. The tars are in
 WebDataset's format, three members per track: ``{key}.codes.npy``, ``{key}.json`` and ``{key}.seconds.npy``; shards for
-a melody base have a fourth, ``{key}.chroma.npy``. ``catalog.bin`` joins the sidecars, so that millions of tracks open at
-once; without it the sidecars are read. ``tracks.jsonl`` tells of every file of the corpus what was found in
-it and what became of it, and ``README.md`` is the dataset's card. What is half done lies in ``.work``.
+a melody base have a fourth, ``{key}.chroma.npy``. ``catalog.bin`` joins the sidecars, so that millions of tracks open
+at once; without it the sidecars are read. ``tracks.jsonl`` tells of every file of the corpus what was found in it and
+what became of it, and ``README.md`` is the dataset's card. What is half done lies in ``.work``.
 
 K codebooks, T frames.
 """

@@ -69,7 +69,7 @@ def _head_sum(head: nn.Module, hidden: Tensor, codes: Tensor) -> Tensor:
 
 
 class _SumWithGradients(torch.autograd.Function):
-    """The sum of a head's cross-entropies, of which the gradients are made at once: no logits wait for the backward pass.
+    """The sum of a head's cross-entropies, its gradients made at once: no logits wait for the backward pass.
 
     The backward pass then only scales them. It holds what recomputing would hold, and saves its second product with
     the head. In fp16 these gradients are those of an unscaled sum: at most 1 for each frame and entry, at most
@@ -82,7 +82,7 @@ class _SumWithGradients(torch.autograd.Function):
     ) -> Tensor:
         wants_hidden = ctx.needs_input_grad[3]
         of_hidden: list[Tensor] = []
-        of_trained: list[Tensor | None] = [None] * len(trained)
+        of_trained: list[Tensor] = []
         sums = []
         for part, targets in zip(hidden.split(chunk_frames), codes.split(chunk_frames), strict=True):
             with torch.enable_grad():
@@ -90,12 +90,10 @@ class _SumWithGradients(torch.autograd.Function):
                 summed = _head_sum(head, part, targets)
             sums.append(summed.detach())
             wanted = ([part] if wants_hidden else []) + list(trained)
-            found = list(torch.autograd.grad(summed, wanted, allow_unused=True))
+            found = list(torch.autograd.grad(summed, wanted))
             if wants_hidden:
                 of_hidden.append(found.pop(0))
-            for number, gradient in enumerate(found):
-                before = of_trained[number]
-                of_trained[number] = gradient if before is None or gradient is None else before.add_(gradient)
+            of_trained = [a.add_(b) for a, b in zip(of_trained, found, strict=True)] if of_trained else found
         ctx.save_for_backward(torch.cat(of_hidden) if wants_hidden else None, *of_trained)
         return torch.stack(sums).sum()
 
