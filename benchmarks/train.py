@@ -13,8 +13,9 @@ the weights. Precision: fp32 on the CPU, autocast to bf16 over fp32 weights on C
 Every contestant runs in a process of its own, one after the other and again from the first (A B C A B C), so that what
 else the machine does meets all.
   step     seconds: the median over the steps of all rounds, and the least
-  frames   frames of codes per second, by the median
-  peer     the faster peer's median over this one's: more than 1 is faster than both peers
+  CPU      CPU only: seconds of the processor's time in a step, the median: what else runs does not count in them
+  peer     the faster peer's median over this one's, by the processor's time on the CPU and by the clock on CUDA: more
+           than 1 is faster than both peers
   peak     memory, GiB: on CUDA ``max_memory_allocated``; on the CPU the largest resident memory of a step above that
            of the process after its imports, weights and optimizer included
   leaner   that over the leaner peer's
@@ -124,21 +125,23 @@ def compare(job: Job, contestants: Any, rounds: int) -> None:
         f"{job.frames} frames, {'bf16' if job.device == 'cuda' else 'fp32'}, {place}; {rounds} x {job.steps} steps; "
         f"load average before each process {min(loads):.1f} to {max(loads):.1f}"
     )
-    print("| contestant | step, s | least | frames | peer | peak, GiB | leaner | rate | first loss |")
+    print("| contestant | step, s | least | CPU, s | peer | peak, GiB | leaner | rate | first loss |")
     print("|---|---|---|---|---|---|---|---|---|")
     middle = {name: statistics.median(t for run in found for t in run["times"]) for name, found in runs.items()}
+    spent = {name: statistics.median(t for run in found for t in run["cpu_times"]) for name, found in runs.items()}
+    counted = spent if job.device == "cpu" else middle
     peak = {name: max(run["peak"] for run in found) for name, found in runs.items()}
     peers = [name for name in PEERS if name in runs]
     for name, found in runs.items():
         least = min(t for run in found for t in run["times"])
-        faster = f"{min(middle[peer] for peer in peers) / middle[name]:.2f}" if peers else ""
+        faster = f"{min(counted[peer] for peer in peers) / counted[name]:.2f}" if peers else ""
         leaner = f"{peak[name] / min(peak[peer] for peer in peers):.2f}" if peers else ""
         rate = ""
         if job.device == "cuda":
             share = found[0]["flops"] / middle[name] / max(run["matrix_rate"] for run in found)
             rate = f"{share:.0%}"
         print(
-            f"| {name} | {middle[name]:.4g} | {least:.4g} | {job.batch * job.frames / middle[name]:.0f} | {faster} "
+            f"| {name} | {middle[name]:.4g} | {least:.4g} | {spent[name]:.4g} | {faster} "
             f"| {peak[name] / GIB:.2f} | {leaner} | {rate} | {found[0]['loss']:.5f} |",
             flush=True,
         )
@@ -182,11 +185,11 @@ def measure(contestant: str, job: Job) -> dict[str, Any]:
     model.to(device).train()
     trained = [value for value in model.parameters() if value.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.1, fused=True)
-    times, losses = [], []
+    times, cpu_times, losses = [], [], []
     reset_peak(device)
     for number in range(job.warmup + job.steps):
         wait(device)
-        begin = time.perf_counter()
+        begin, cpu_begin = time.perf_counter(), time.process_time()
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=device.type == "cuda"):
             loss = loss_of(codes, text)
         loss.backward()
@@ -196,10 +199,12 @@ def measure(contestant: str, job: Job) -> dict[str, Any]:
         wait(device)
         if number >= job.warmup:
             times.append(time.perf_counter() - begin)
+            cpu_times.append(time.process_time() - cpu_begin)
         losses.append(loss.item())
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else resident("VmHWM") - baseline
     return {
         "times": times,
+        "cpu_times": cpu_times,
         "peak": peak,
         "loss": losses[0],
         "parameters": num_parameters,

@@ -234,7 +234,7 @@ def strict(cls: type[T_], values: Any, where: Path | str) -> T_:
     if not needed <= found <= set(known):
         missing, unknown = sorted(needed - found), sorted(found - set(known))
         raise UserError(f"{where}: {cls.__name__} has missing keys {missing} and unknown keys {unknown}. {remedy}")
-    for name, hint in _hints(cls).items():
+    for name, hint in _hints(cls).items():  # type: ignore[arg-type]  # a class has a hash
         if hint in (int, str) and type(values[name]) is not hint:
             raise UserError(f"{where}: {cls.__name__}.{name} is {values[name]!r}, expected {hint.__name__}. {remedy}")
     try:

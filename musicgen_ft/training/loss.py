@@ -57,7 +57,8 @@ def state_sums(
         hidden, targets = rows_of_hidden.index_select(0, rows), codes[:, k][valid]  # [N, D], [N]
         trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
         if torch.is_grad_enabled() and (hidden.requires_grad or trained):
-            sums.append(_SumWithGradients.apply(head, targets, chunk_frames, hidden, *trained))
+            summed: Tensor = _SumWithGradients.apply(head, targets, chunk_frames, hidden, *trained)  # type: ignore[no-untyped-call]
+            sums.append(summed)
         else:
             chunks = zip(hidden.split(chunk_frames), targets.split(chunk_frames), strict=True)
             sums.append(torch.stack([_head_sum(head, *chunk) for chunk in chunks]).sum())
@@ -99,7 +100,7 @@ class _SumWithGradients(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         gradients = ctx.saved_tensors
         return (None, None, None, *(None if found is None else found * grad_outputs[0] for found in gradients))
 
