@@ -15,8 +15,8 @@ from musicgen_ft.chroma import Chroma
 from musicgen_ft.corpus.quality import Seconds, decode_seconds
 from musicgen_ft.errors import UserError
 from musicgen_ft.files import sha256
+from musicgen_ft.shards.catalog import Catalog, Texts, open_catalog
 from musicgen_ft.shards.format import PREPARE_COMMAND, SPLITS, Manifest, ShardInfo, Split, read_manifest
-from musicgen_ft.shards.sidecar import CHROMA_COLUMNS, COLUMNS, SECONDS_COLUMNS, Sidecar, read_sidecar
 from musicgen_ft.shards.track import Codes, Track, TrackMeta, decode_chroma, decode_meta
 
 Column = npt.NDArray[np.int64]
@@ -28,11 +28,12 @@ MAX_OPEN_FILES = 128
 class ShardIndex:
     """A complete shards folder, open for reading."""
 
-    def __init__(self, folder: Path, manifest: Manifest, splits: "dict[Split, SplitIndex]") -> None:
+    def __init__(self, folder: Path, manifest: Manifest, catalog: Catalog) -> None:
         """Use ``open``."""
         self.folder = folder
         self.manifest = manifest
-        self._splits = splits
+        self._catalog = catalog
+        self._splits = {split: SplitIndex(folder, split, catalog, manifest) for split in SPLITS}
 
     @classmethod
     def open(cls, folder: Path, *, verify: bool = False) -> "ShardIndex":
@@ -46,14 +47,9 @@ class ShardIndex:
             UserError: if the folder is incomplete, or a shard or its index is not as the manifest says.
         """
         manifest = read_manifest(folder)
-        splits: dict[Split, SplitIndex] = {}
-        for split in SPLITS:
-            shards = manifest.of(split)
-            for shard in shards:
-                _check_shard(folder, shard, verify=verify)
-            sidecars = [_checked_sidecar(folder, shard, manifest) for shard in shards]
-            splits[split] = SplitIndex(folder, sidecars, manifest)
-        return cls(folder, manifest, splits)
+        for shard in manifest.shards:
+            _check_shard(folder, shard, verify=verify)
+        return cls(folder, manifest, open_catalog(folder, manifest))
 
     def refuse_leaks(self) -> None:
         """Refuses to validate on what is trained on.
@@ -61,12 +57,11 @@ class ShardIndex:
         Raises:
             UserError: if a group of tracks (copies of a recording, an album ...) is in both splits.
         """
-        train, valid = self.split("train"), self.split("valid")
-        both = sorted({*train.groups} & {*valid.groups})
-        if both:
-            tracks = [split.keys[split.groups.index(both[0])] for split in (train, valid)]
+        if shared := self._catalog.shared_groups():
+            group = shared[0]
+            tracks = [split.keys[split.groups.index(group)] for split in (self.split("train"), self.split("valid"))]
             raise UserError(
-                f"{self.folder}: {len(both)} groups of tracks are in both splits, e.g. {both[0]!r} with {tracks[0]} in "
+                f"{self.folder}: {len(shared)} groups of tracks are in both splits, e.g. {group!r} with {tracks[0]} in "
                 f"train and {tracks[1]} in valid: the validation loss would be of music that was trained on. "
                 f"Make the shards anew: {PREPARE_COMMAND}"
             )
@@ -79,35 +74,37 @@ class ShardIndex:
 class SplitIndex:
     """The tracks of one split, by number. Survives pickling and forking into the workers of a DataLoader."""
 
-    def __init__(self, folder: Path, sidecars: list[Sidecar], manifest: Manifest) -> None:
-        """Joins the indices of the shards of a split, which lie in ``folder``."""
+    def __init__(self, folder: Path, split: Split, catalog: Catalog, manifest: Manifest) -> None:
+        """The part of a catalog whose shards lie in ``folder``."""
+        self._split: Split = split
+        self._catalog = catalog
         self.hop_length = manifest.codec.hop_length
         """Samples of a frame of the codes."""
         self.frame_rate = manifest.codec.frame_rate
         """Frames of codes per second."""
         self.chroma_spec = manifest.chroma
         """The numbers of the tracks' chroma; None where they have none."""
-        self.keys = tuple(key for sidecar in sidecars for key in sidecar.keys)
-        """N keys."""
-        self.groups = tuple(group for sidecar in sidecars for group in sidecar.groups)
-        """N groups: tracks of one group are to be in one split."""
-        names = COLUMNS if self.chroma_spec is None else (*COLUMNS, *CHROMA_COLUMNS)
-        self.has_seconds = all("seconds_offset" in sidecar.columns for sidecar in sidecars)
+        self.has_seconds = f"{split}/seconds_offset" in catalog.columns
         """Whether the tracks were measured second by second."""
-        names = (*names, *SECONDS_COLUMNS) if self.has_seconds else names
-        self._columns = {name: _joined(sidecars, name) for name in names}
-        counts = [len(sidecar.keys) for sidecar in sidecars]
-        self._shard = np.repeat(np.arange(len(sidecars)), counts)  # [N]
-        self._files = _Files([folder / sidecar.shard.name for sidecar in sidecars])
+        self.num_frames: Column = self._column("num_frames").astype(np.int64)
+        """int64 [N]: T of each track."""
+        shards = manifest.of(split)
+        self._ends = np.cumsum([shard.num_samples for shard in shards], dtype=np.int64)  # of each shard's tracks
+        self._files = _Files([folder / shard.name for shard in shards])
         self._n_q = manifest.codec.n_q
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.num_frames)
 
     @property
-    def num_frames(self) -> Column:
-        """int64 [N]: T of each track."""
-        return self._columns["num_frames"]
+    def keys(self) -> Texts:
+        """N keys."""
+        return self._catalog.keys(self._split)
+
+    @property
+    def groups(self) -> Texts:
+        """N groups: tracks of one group are to be in one split."""
+        return self._catalog.groups(self._split)
 
     def codes(self, i: int, start: int = 0, stop: int | None = None) -> Codes:
         """Frames ``start`` to ``stop`` of track ``i``.
@@ -123,8 +120,8 @@ class SplitIndex:
         K, T = self._n_q, int(self.num_frames[i])
         stop = T if stop is None else stop
         assert 0 <= start < stop <= T, f"frames {start} to {stop} of {T}"
-        # The npy header is whatever comes before the last 2 * K * T bytes (checked when the index was opened).
-        first = int(self._columns["codes_offset"][i] + self._columns["codes_bytes"][i]) - 2 * K * T
+        # The npy header is whatever comes before the last 2 * K * T bytes (checked when the catalog was made).
+        first = int(self._column("codes_offset")[i]) + int(self._column("codes_bytes")[i]) - 2 * K * T
         rows = [self._read(i, first + 2 * (k * T + start), 2 * (stop - start)) for k in range(K)]
         return np.frombuffer(b"".join(rows), dtype="<u2").reshape(K, stop - start)
 
@@ -151,10 +148,13 @@ class SplitIndex:
         )
 
     def _member(self, i: int, name: str) -> bytes:
-        return self._read(i, int(self._columns[f"{name}_offset"][i]), int(self._columns[f"{name}_bytes"][i]))
+        return self._read(i, int(self._column(f"{name}_offset")[i]), int(self._column(f"{name}_bytes")[i]))
+
+    def _column(self, name: str) -> npt.NDArray[Any]:
+        return self._catalog.columns[f"{self._split}/{name}"]
 
     def _read(self, i: int, offset: int, size: int) -> bytes:
-        shard = int(self._shard[i])
+        shard = int(np.searchsorted(self._ends, i, side="right"))
         data = os.pread(self._files.descriptor(shard), size, offset)
         if len(data) != size:
             raise UserError(
@@ -192,10 +192,6 @@ class _Files:
             os.close(descriptor)
 
 
-def _joined(sidecars: list[Sidecar], name: str) -> Column:
-    return np.array([value for sidecar in sidecars for value in getattr(sidecar, name)], dtype=np.int64)
-
-
 def _check_shard(folder: Path, shard: ShardInfo, *, verify: bool) -> None:
     path = folder / shard.name
     if not path.is_file():
@@ -210,31 +206,3 @@ def _check_shard(folder: Path, shard: ShardInfo, *, verify: bool) -> None:
             f"{path} has SHA-256 {found[:12]}..., the manifest says {shard.sha256[:12]}...: its content changed. "
             f"Restore it or run: {PREPARE_COMMAND}"
         )
-
-
-def _checked_sidecar(folder: Path, shard: ShardInfo, manifest: Manifest) -> Sidecar:
-    sidecar = read_sidecar(folder, shard.name)
-    columns = {name: np.array(getattr(sidecar, name), dtype=np.int64) for name in sidecar.columns}
-    header_bytes = columns["codes_bytes"] - 2 * manifest.codec.n_q * columns["num_frames"]
-    is_consistent = (
-        sidecar.shard == shard
-        and sidecar.codec_sha256 == manifest.codec.sha256
-        and columns["num_frames"].sum() == shard.num_frames
-        and bool((header_bytes > 0).all() and (header_bytes % 64 == 0).all())  # npy pads its header to 64 bytes
-        and ("chroma_offset" in columns) == (manifest.chroma is not None)
-        and _lie_in_order(sidecar, columns, shard.num_bytes)
-    )
-    if not is_consistent:
-        raise UserError(
-            f"{folder / shard.name}: its index and the manifest disagree; they are of two runs of prepare. "
-            f"Restore the folder or run: {PREPARE_COMMAND}"
-        )
-    return sidecar
-
-
-def _lie_in_order(sidecar: Sidecar, columns: dict[str, Column], num_bytes: int) -> bool:
-    """Whether the members of each track lie one behind the other, and within the file."""
-    starts = [columns[f"{name}_offset"] for name in sidecar.members]
-    ends = [columns[f"{name}_offset"] + columns[f"{name}_bytes"] for name in sidecar.members]
-    limits = [*starts[1:], np.full(len(sidecar.keys), num_bytes)]
-    return all(bool((end <= limit).all()) for end, limit in zip(ends, limits, strict=True))

@@ -23,6 +23,7 @@ from musicgen_ft.errors import UserError
 from musicgen_ft.files import atomic_path
 from musicgen_ft.leases import LeasesGoneError
 from musicgen_ft.shards.build import Builder, existing_shards
+from musicgen_ft.shards.catalog import write_catalog
 from musicgen_ft.shards.dataset_card import dataset_card
 from musicgen_ft.shards.encode import Encoder
 from musicgen_ft.shards.format import (
@@ -260,6 +261,7 @@ def _complete(config: PrepareConfig, base: str, encoder: Encoder, plan: Plan, wo
         remove_shards(config.out, plan.new)  # they are empty, and the next run is to try again
         raise UserError(f"{config.corpus}: none of its files could be encoded, see the lines above.")
     write_manifest(config.out, manifest)
+    write_catalog(config.out, manifest)
     with atomic_path(config.out / CARD_NAME) as temporary:
         temporary.write_text(dataset_card(manifest, map(_meta, filter(_is_kept, tracks))), encoding="utf-8")
     remove_others(config.out, {shard.name for shard in manifest.shards})

@@ -19,7 +19,7 @@ from musicgen_ft.corpus.surveying import SurveyStore
 from musicgen_ft.errors import UserError
 from musicgen_ft.files import atomic_path, read_json, refuse_file, write_json
 from musicgen_ft.leases import Leases
-from musicgen_ft.shards.format import CARD_NAME, MANIFEST_NAME, TRACKS_NAME, WORK_NAME, is_shard_file
+from musicgen_ft.shards.format import CARD_NAME, CATALOG_NAME, MANIFEST_NAME, TRACKS_NAME, WORK_NAME, is_shard_file
 from musicgen_ft.shards.plan import PlannedShard, PlannedTrack
 
 
@@ -134,7 +134,7 @@ def refuse_foreign_files(folder: Path) -> None:
     refuse_file(folder)
     if not folder.is_dir():
         return
-    ours = {MANIFEST_NAME, TRACKS_NAME, CARD_NAME, WORK_NAME}
+    ours = {MANIFEST_NAME, CATALOG_NAME, TRACKS_NAME, CARD_NAME, WORK_NAME}
     for file in sorted(folder.iterdir()):
         name = file.name.split(".tmp-")[0].removeprefix(".") if ".tmp-" in file.name else file.name
         if name not in ours and not is_shard_file(name):

@@ -4,12 +4,12 @@ B batch, K codebooks, T frames.
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from musicgen_ft.model.lm import States
 
@@ -38,32 +38,71 @@ def codebook_sums(logits: Tensor, codes: Tensor, mask: Tensor) -> tuple[Tensor, 
 def state_sums(
     states: States, heads: Iterable[nn.Module], codes: Tensor, mask: Tensor, *, chunk_frames: int = 4096
 ) -> tuple[Tensor, Tensor]:
-    """As ``codebook_sums``, of the states before the heads; in training no more than a chunk's logits are ever held.
+    """As ``codebook_sums``, of the states before the heads; no more than a chunk's logits are ever held.
 
     Args:
         states: of ``LanguageModel.states``.
         heads: K of them, from D to card.
         codes: int64 [B, K, T].
         mask: bool [B, K, T].
-        chunk_frames: frames whose logits are computed at a time, and again in the backward pass.
+        chunk_frames: frames whose logits are computed at a time.
     """
+    S = states.hidden.shape[1]
+    firsts = S * torch.arange(len(codes), device=codes.device)[:, None]  # [B, 1]
+    rows_of_hidden = states.hidden.flatten(0, 1)  # [B, S, D] -> [B S, D]
     sums = []
     for k, head in enumerate(heads):
         valid = mask[:, k]
-        hidden, targets = states.hidden[:, states.steps[k]][valid], codes[:, k][valid]  # [N, D], [N]
-        chunks = zip(hidden.split(chunk_frames), targets.split(chunk_frames), strict=True)
-        of_chunks = [_chunk_sum(head, *chunk) for chunk in chunks]
-        sums.append(torch.stack(of_chunks).sum())
+        rows = (firsts + states.steps[k])[valid]  # [N]
+        hidden, targets = rows_of_hidden.index_select(0, rows), codes[:, k][valid]  # [N, D], [N]
+        trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
+        if torch.is_grad_enabled() and (hidden.requires_grad or trained):
+            summed: Tensor = _SumWithGradients.apply(head, targets, chunk_frames, hidden, *trained)  # type: ignore[no-untyped-call]
+            sums.append(summed)
+        else:
+            chunks = zip(hidden.split(chunk_frames), targets.split(chunk_frames), strict=True)
+            sums.append(torch.stack([_head_sum(head, *chunk) for chunk in chunks]).sum())
     return torch.stack(sums), mask.sum((0, 2)).float()
 
 
-def _chunk_sum(head: nn.Module, hidden: Tensor, codes: Tensor) -> Tensor:
-    def compute(hidden: Tensor) -> Tensor:
-        return F.cross_entropy(head(hidden).float(), codes, reduction="sum")
+def _head_sum(head: nn.Module, hidden: Tensor, codes: Tensor) -> Tensor:
+    return F.cross_entropy(head(hidden).float(), codes, reduction="sum")
 
-    summed = checkpoint(compute, hidden, use_reentrant=False) if torch.is_grad_enabled() else compute(hidden)
-    assert isinstance(summed, Tensor)
-    return summed
+
+class _SumWithGradients(torch.autograd.Function):
+    """The sum of a head's cross-entropies, its gradients made at once: no logits wait for the backward pass.
+
+    The backward pass then only scales them. It holds what recomputing would hold, and saves its second product with
+    the head. In fp16 these gradients are those of an unscaled sum: at most 1 for each frame and entry, at most
+    ``chunk_frames`` times a state for a weight, both within its range.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, head: nn.Module, codes: Tensor, chunk_frames: int, hidden: Tensor, *trained: Tensor
+    ) -> Tensor:
+        wants_hidden = ctx.needs_input_grad[3]
+        of_hidden: list[Tensor] = []
+        of_trained: list[Tensor] = []
+        sums = []
+        for part, targets in zip(hidden.split(chunk_frames), codes.split(chunk_frames), strict=True):
+            with torch.enable_grad():
+                part = part.detach().requires_grad_(wants_hidden)
+                summed = _head_sum(head, part, targets)
+            sums.append(summed.detach())
+            wanted = ([part] if wants_hidden else []) + list(trained)
+            found = list(torch.autograd.grad(summed, wanted))
+            if wants_hidden:
+                of_hidden.append(found.pop(0))
+            of_trained = [a.add_(b) for a, b in zip(of_trained, found, strict=True)] if of_trained else found
+        ctx.save_for_backward(torch.cat(of_hidden) if wants_hidden else None, *of_trained)
+        return torch.stack(sums).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        gradients = ctx.saved_tensors
+        return (None, None, None, *(None if found is None else found * grad_outputs[0] for found in gradients))
 
 
 def mean_loss(sums: Tensor, counts: Tensor) -> CodebookLoss:

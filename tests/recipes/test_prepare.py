@@ -99,7 +99,7 @@ def test_the_folder_holds_shards_with_their_indices_a_manifest_the_list_of_track
     names = {path.name for path in whole.iterdir()}
 
     assert names == {
-        *("manifest.json", "tracks.jsonl", "README.md"),
+        *("manifest.json", "catalog.bin", "tracks.jsonl", "README.md"),
         *(f"{split}-000000.{suffix}" for split in ("train", "valid") for suffix in ("tar", "index.json")),
     }
     assert [track.record.relative_path for track in read_tracks(whole)] == [f"{n}.wav" for n in range(6)]
@@ -545,7 +545,7 @@ def assert_clean(shards: Path) -> None:
     listed = {shard.name for shard in ShardIndex.open(shards, verify=True).manifest.shards}
     names = {path.name for path in shards.iterdir()}
     indices = {name.replace(".tar", ".index.json") for name in listed}
-    assert names == {*listed, *indices, "manifest.json", "tracks.jsonl", "README.md"}
+    assert names == {*listed, *indices, "manifest.json", "catalog.bin", "tracks.jsonl", "README.md"}
 
 
 # ---- several workers -------------------------------------------------------------------------------------------------
