@@ -293,12 +293,13 @@ def save(trainer: lightning.Trainer, path: Path, *, weights_only: bool = False) 
 
     Raises:
         OSError: on rank zero, if it could not be written.
+        UserError: on rank zero, if the machines share no disk for what every rank writes.
         SystemExit: on the others then, with status 2.
     """
-    error: OSError | None = None
+    error: OSError | UserError | None = None
     try:
         trainer.save_checkpoint(path, weights_only=weights_only)
-    except OSError as caught:
+    except (OSError, UserError) as caught:
         error = caught
         trainer.strategy.barrier()  # the one in save_checkpoint, where the others are
     (failed,) = highest(trainer, int(error is not None))

@@ -5,7 +5,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
@@ -45,7 +44,7 @@ class ShardedRanks(NamedRanks, ModelParallelStrategy):
         if self.mesh is None:  # of a run that was validated first, it is there
             self.mesh = init_device_mesh(self.root_device.type, (self.world_size,), mesh_dim_names=("ranks",))
 
-    def shard(self, module: lightning.LightningModule, lm: LanguageModel, forward: str, *, bf16: bool) -> None:
+    def shard(self, module: nn.Module, lm: LanguageModel, forward: str, *, bf16: bool) -> None:
         """Shares the parameters out, those of each layer together; all others are gathered for a whole micro-batch.
 
         Args:
@@ -57,9 +56,7 @@ class ShardedRanks(NamedRanks, ModelParallelStrategy):
         if is_sharded(module):
             return
         # Activations stay as they are: the residual stream in fp32, as without FSDP.
-        narrow = MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
-        )
+        narrow = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for layer in lm.layers:
             fully_shard(layer, mesh=self.mesh, mp_policy=narrow if bf16 else MixedPrecisionPolicy())
         fully_shard(module, mesh=self.mesh, reshard_after_forward=True)

@@ -202,9 +202,10 @@ class FinetuneModule(lightning.LightningModule):
         """Shares the model out where the strategy does; so that the average is shared out too, it is made then."""
         strategy, config = self.trainer.strategy, self.config
         if isinstance(strategy, ShardedRanks):
-            # Adapters are small, and exact in fp32; the frozen matrices around them are in bf16 anyway.
-            bf16 = self.trainer.precision == "bf16-mixed" and config.method == "full"
-            strategy.shard(self, self.lm, "_sums", bf16=bf16)
+            # Adapters are small, and exact in fp32; the frozen matrices around them are in bf16 anyway. On a CPU no
+            # norm takes narrow weights.
+            is_bf16 = self.trainer.precision == "bf16-mixed" and strategy.root_device.type == "cuda"
+            strategy.shard(self, self.lm, "_sums", bf16=is_bf16 and config.method == "full")
         if self.ema is None and config.ema_decay > 0:
             self.ema = EMA(self.lm, config.ema_decay)
             self.ema.to(strategy.root_device)

@@ -272,7 +272,16 @@ def resumed_config(asked: FinetuneConfig, of_run: FinetuneConfig) -> FinetuneCon
         UserError: if anything else was given.
     """
     assert asked.resume is not None
-    free = {"resume", "devices", "num_nodes", "num_workers", "micro_batch_size", "accelerator", "timeout_minutes", "strategy"}
+    free = {
+        "resume",
+        "devices",
+        "num_nodes",
+        "num_workers",
+        "micro_batch_size",
+        "accelerator",
+        "timeout_minutes",
+        "strategy",
+    }
     free |= {"save_every_minutes", "keep_last", "milestone_every_steps"}
     given = {
         field.name: getattr(asked, field.name)

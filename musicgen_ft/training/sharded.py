@@ -61,6 +61,7 @@ def write(path: Path, tree: Any) -> None:
 
     Raises:
         OSError: on rank zero, if any rank could not write; on the others nothing is raised.
+        UserError: on rank zero, if another one does not see the folder.
     """
     rank, world = dist.get_rank(), dist.get_world_size()
     token = [secrets.token_hex(4)]
@@ -76,8 +77,11 @@ def write(path: Path, tree: Any) -> None:
         if rank != 0:
             return
         for found in gathered:
-            if not isinstance(found, dict):
-                raise OSError(*found, str(path))
+            if isinstance(found, dict):
+                continue
+            if found[0] == errno.ENOENT:
+                raise UserError(f"{path.parent}: {found[1]}. Choose an --out on a disk that all machines share.")
+            raise OSError(*found, str(path))
         write_manifest(temporary, world, dict(itertools.chain.from_iterable(found.items() for found in gathered)))
         set_aside(path)
         os.replace(temporary, path)
@@ -107,7 +111,7 @@ def write_rank(folder: Path, tree: Any, rank: int, world: int) -> dict[str, str]
 
     meta = mapped(tree, take)
     if not folder.is_dir():
-        raise OSError(errno.ENOENT, "not there: the machines of a run have to share its disk", str(folder))
+        raise FileNotFoundError(errno.ENOENT, "the folder that rank 0 has made is not there", str(folder))
     file = rank_file(folder, rank, world)
     digest = hashlib.sha256()
     with file.open("wb") as out:
@@ -246,7 +250,9 @@ class _Parts:
                 first = last
         except SafetensorError as error:
             raise UserError(f"{self._folder} does not hold {key}: {error}. Begin a new run.") from error
-        rows = torch.cat(found) if len(found) > 1 else found[0] if found else like.new_empty((0, *like.shape[1:]))
+        if not found:
+            found.append(torch.empty(0, *like.shape[1:], dtype=like.dtype))
+        rows = torch.cat(found) if len(found) > 1 else found[0]
         if first != len(like) or rows.shape != (end - begin, *like.shape[1:]) or rows.dtype != like.dtype:
             raise UserError(f"{self._folder} holds {key} otherwise than its {META_FILE} says. Begin a new run.")
         return rows

@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -291,16 +291,21 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Pr
 
 @pytest.fixture(scope="session")
 def start_two(start: Callable[..., Process]) -> Callable[..., list[Process]]:
-    """Starts the two processes of one run, or so many as ``num`` says, as torchrun would."""
+    """Starts the two processes of one run, or so many as ``num`` says, as torchrun would.
 
-    def run(*words: object, num: int = 2, largest: int | None = None) -> list[Process]:
+    ``largest``: rank -> bytes of the largest file that it may write.
+    """
+
+    def run(*words: object, num: int = 2, largest: Mapping[int, int] | None = None) -> list[Process]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
         shared = {"WORLD_SIZE": str(num), "LOCAL_WORLD_SIZE": str(num), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": port}
         shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num)]
-        return [start(*words, largest=largest, **shared, **rank) for rank in ranks]
+        return [
+            start(*words, largest=(largest or {}).get(rank), **shared, RANK=str(rank), LOCAL_RANK=str(rank))
+            for rank in range(num)
+        ]
 
     return run
 
