@@ -13,8 +13,8 @@ class EMA:
     """Averages trainable parameters only, corrected for its start, as audiocraft's ``ModuleDictEMA`` is (spec 9.1).
 
     With decay d the n-th update weighs the newest weights by ``1 / (1 + d + ... + d^(n-1))``: the first copies them,
-    and from then on the weight falls to ``1 - d``. The average is kept in fp32 on the parameters' device, and shared out
-    among the ranks where they are.
+    and from then on the weight falls to ``1 - d``. The average is kept in fp32 on the parameters' device, and is shared
+    out among the ranks where they are.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:

@@ -259,7 +259,13 @@ class _Parts:
 
 
 def mapped(tree: Any, change: Callable[[str, Any], Any], key: str = "") -> Any:
-    """The tree with every tensor, or ``Rows``, changed; ``change`` is told its place, as ``ema/weights/out_norm.bias``."""
+    """The tree with every tensor, or ``Rows``, changed; ``change`` is told its place, as ``ema/weights/out_norm.bias``.
+
+    Args:
+        tree: dictionaries, lists and tuples of anything.
+        change: place and tensor -> what stands there instead.
+        key: place of ``tree`` itself.
+    """
     below = f"{key}/" if key else ""
     if isinstance(tree, Tensor | Rows):
         return change(key, tree)

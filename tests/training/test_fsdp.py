@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -31,7 +32,7 @@ from musicgen_ft.training.module import FinetuneModule
 @pytest.fixture
 def strategy() -> Iterator[ShardedRanks]:
     """In a group of one process."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     made = ShardedRanks(timedelta(minutes=1))
     made.mesh = init_device_mesh("cpu", (1,))
     made.cluster_environment = SimpleNamespace(global_rank=lambda: 0, world_size=lambda: 1)  # type: ignore[assignment]
@@ -113,21 +114,21 @@ def test_a_checkpoint_of_shared_weights_is_read_as_it_was(strategy: ShardedRanks
 
 @pytest.mark.gpu
 def test_on_a_gpu_layers_are_gathered_in_bf16_and_all_else_in_fp32(module: FinetuneModule) -> None:
-    dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1, device_id=torch.device("cuda", 0))
+    dist.init_process_group("nccl", store=HashStore(), rank=0, world_size=1, device_id=torch.device("cuda", 0))
     try:
         strategy = ShardedRanks(timedelta(minutes=1))
         strategy.mesh = init_device_mesh("cuda", (1,))
         module.lm.set_recompute("selective")
         seen: dict[str, torch.dtype] = {}
-        module.lm.layers[0].register_forward_pre_hook(lambda layer, args: seen.update(layer=layer.fc1.weight.dtype))
+        first: Any = module.lm.layers[0]
+        first.register_forward_pre_hook(lambda layer, args: seen.update(layer=layer.fc1.weight.dtype))
         strategy.shard(module, module.lm, "_sums", bf16=True)
-        module.lm.out_norm.register_forward_pre_hook(
-            lambda norm, args: seen.update(norm=norm.weight.dtype, stream=args[0].dtype)
-        )
+        last: Any = module.lm.out_norm
+        last.register_forward_pre_hook(lambda norm, args: seen.update(norm=norm.weight.dtype, stream=args[0].dtype))
         card, n_q = module.lm.config.card, module.lm.config.n_q
         codes = torch.randint(card, (2, n_q, 9), device="cuda")
         mask = torch.ones(2, 9, dtype=torch.bool, device="cuda")
-        batch = Batch(codes=codes, mask=mask, descriptions=["a", ""], keys=["a", "b"])
+        batch = Batch(codes=codes, mask=mask, descriptions=("a", None), keys=("a", "b"), positions=(0, 1))
         module._text_encoder.to(torch.device("cuda"))
         with torch.autocast("cuda", torch.bfloat16):
             sums, _ = module._sums(batch, module._text_encoder.encode(batch.descriptions))
