@@ -268,6 +268,8 @@ class FinetuneConfig:
     """Devices of this machine; none means all GPUs, or one CPU process."""
     num_nodes: int = 1
     """Machines."""
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """Of several devices: ddp, which auto means, holds the model on each; fsdp shares it out, for those too large."""
     num_workers: int = 0
     """Processes that read shards ahead, for each device; reading takes under 1 ms a clip."""
     timeout_minutes: float = 30.0

@@ -65,6 +65,16 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def forget(path: Path) -> None:
+    """Lets the system drop a file's pages, so that the next reading is from the disk."""
+    if hasattr(os, "posix_fadvise"):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+
+
 def refuse_used(folder: Path) -> None:
     """Raises UserError if ``folder`` is a file, lies under one, or is a folder with anything in it."""
     refuse_file(folder)

@@ -146,6 +146,13 @@ def read_folder(folder: Path, prefix: str = "") -> dict[str, Tensor]:
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     """Writes the bytes that safetensors' own ``save_file`` would, but with one tensor in memory at a time."""
+    with path.open("wb") as file:
+        for piece in safetensors_pieces(tensors, metadata):
+            file.write(piece)
+
+
+def safetensors_pieces(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> Iterator[bytes | memoryview]:
+    """The bytes of a safetensors file: its header, then the values of one tensor after the other."""
     like, kinds = like_of(tensors), list(_KINDS)
     names = sorted(like, key=lambda name: (-kinds.index(like[name].dtype), name))
     header: dict[str, Any] = {"__metadata__": metadata}
@@ -156,10 +163,9 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[
         header[name] = {"dtype": kind, "shape": list(like[name].shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in names:
-            file.write(_values(tensors[name], like[name]))
+    yield len(text).to_bytes(8, "little") + text
+    for name in names:
+        yield _values(tensors[name], like[name])
 
 
 def write_pickle(path: Path, value: dict[str, Any]) -> None:

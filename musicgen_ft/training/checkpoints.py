@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import os
 import pickle
 import re
 import signal
@@ -18,7 +17,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from musicgen_ft.config import FinetuneConfig
 from musicgen_ft.devices import is_main_process
 from musicgen_ft.errors import UserError
-from musicgen_ft.files import atomic_path, sync
+from musicgen_ft.files import atomic_path, forget, sync
+from musicgen_ft.training import sharded
 from musicgen_ft.training.preempt import EXIT_PREEMPTED, StopRequests, leave
 from musicgen_ft.weights import read_pickle, write_pickle
 
@@ -47,20 +47,26 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         with atomic_path(Path(path)) as temporary:
             write_pickle(temporary, checkpoint)
             sync(temporary)
-            _forget(temporary)
+            forget(temporary)
             if reason := damage(temporary):
                 raise OSError(errno.EIO, f"the disk gave back other bytes than were written ({reason})", str(path))
+            if Path(path).is_dir():  # of a run on more processes before
+                sharded.set_aside(Path(path))
+        sharded.remove_aside(Path(path))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Reads a Lightning checkpoint of tensors and plain values onto the CPU."""
-        return read_pickle(Path(path))
+        """Reads a Lightning checkpoint of tensors and plain values onto the CPU, whole also where it is a folder."""
+        return sharded.read(Path(path)) if Path(path).is_dir() else read_pickle(Path(path))
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with the bytes of a ``torch.save`` file, None if nothing is.
+    """What is wrong with the bytes of a checkpoint, None if nothing is.
 
-    It is a zip archive, with a CRC-32 of every tensor, which torch writes but does not check when it reads.
+    A ``torch.save`` file is a zip archive, with a CRC-32 of every tensor, which torch writes but does not check when it
+    reads. Of a folder that several ranks have written, see ``sharded``.
     """
+    if path.is_dir():
+        return sharded.damage(path)
     try:
         with path.open("rb") as file:
             if file.read(2) != b"PK":
@@ -82,7 +88,7 @@ def first_line(error: BaseException) -> str:
 
 
 def step_file(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """Where the checkpoint of a step lies: a file, or the folder of a sharded run."""
     return folder / f"step-{step:06d}.ckpt"
 
 
@@ -125,23 +131,14 @@ def prune(folder: Path, step: int, *, keep_last: int, milestone_every_steps: int
     for number, path in saved.items():
         is_milestone = milestone_every_steps is not None and number % milestone_every_steps == 0 and number <= step
         if number not in kept and not is_milestone:
-            path.unlink()
+            sharded.remove(path)
 
 
 def remove_cut(folder: Path) -> None:
     """Removes what writes left that were killed."""
+    sharded.put_back(folder)
     for path in folder.glob(".*.ckpt.tmp-*"):
-        path.unlink()
-
-
-def _forget(path: Path) -> None:
-    """Lets the system drop a file's pages, so that the next reading is from the disk."""
-    if hasattr(os, "posix_fadvise"):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)
+        sharded.remove(path)
 
 
 # ---- when ------------------------------------------------------------------------------------------------------------
@@ -295,13 +292,14 @@ def save(trainer: lightning.Trainer, path: Path, *, weights_only: bool = False) 
     """Saves on all ranks together; where the one that writes fails, none is left waiting.
 
     Raises:
-        OSError: on rank zero, if the file could not be written.
+        OSError: on rank zero, if it could not be written.
+        UserError: on rank zero, if the machines share no disk for what every rank writes.
         SystemExit: on the others then, with status 2.
     """
-    error: OSError | None = None
+    error: OSError | UserError | None = None
     try:
         trainer.save_checkpoint(path, weights_only=weights_only)
-    except OSError as caught:
+    except (OSError, UserError) as caught:
         error = caught
         trainer.strategy.barrier()  # the one in save_checkpoint, where the others are
     (failed,) = highest(trainer, int(error is not None))

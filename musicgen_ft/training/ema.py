@@ -6,13 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 class EMA:
     """Averages trainable parameters only, corrected for its start, as audiocraft's ``ModuleDictEMA`` is (spec 9.1).
 
     With decay d the n-th update weighs the newest weights by ``1 / (1 + d + ... + d^(n-1))``: the first copies them,
-    and from then on the weight falls to ``1 - d``. The average is kept in fp32 on the parameters' device.
+    and from then on the weight falls to ``1 - d``. The average is kept in fp32 on the parameters' device, and is shared
+    out among the ranks where they are.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -25,7 +27,7 @@ class EMA:
         """Takes in the module's present weights."""
         self.count = self.count * self.decay + 1
         for name, parameter in trainable(module):
-            self.weights[name].lerp_(parameter.detach().float(), 1 / self.count)
+            local(self.weights[name]).lerp_(local(parameter).float(), 1 / self.count)
 
     @contextmanager
     def applied(self, module: nn.Module) -> Iterator[None]:
@@ -40,9 +42,10 @@ class EMA:
     def swap(self, module: nn.Module) -> None:
         """Exchanges the module's weights and the average; a second call takes it back, bit for bit in fp32."""
         for name, parameter in trainable(module):
-            own = parameter.detach().clone()
-            parameter.copy_(self.weights[name])
-            self.weights[name].copy_(own)
+            weights, average = local(parameter), local(self.weights[name])
+            own = weights.clone()
+            weights.copy_(average)
+            average.copy_(own)
 
     def to(self, device: torch.device) -> None:
         """Moves the average to where the parameters are."""
@@ -62,7 +65,13 @@ class EMA:
             raise ValueError("the checkpoint averages other parameters than this run")
         self.count = state["count"]
         for name, value in self.weights.items():
-            value.copy_(state["weights"][name])
+            local(value).copy_(local(state["weights"][name]))
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The values that this process holds, no copy and without a gradient: of a tensor shared out, its rows."""
+    with torch.no_grad():
+        return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
 
 
 def trainable(module: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:

@@ -21,6 +21,7 @@ from musicgen_ft.model.lm import LanguageModel
 from musicgen_ft.shards.batch import Batch
 from musicgen_ft.shards.datamodule import ShardDataModule
 from musicgen_ft.training.ema import EMA, trainable
+from musicgen_ft.training.fsdp import ShardedRanks, clip_grad_norm
 from musicgen_ft.training.loss import CodebookLoss, mean_loss, state_sums
 from musicgen_ft.training.optim import build_optimizer, warmup_cosine
 
@@ -40,7 +41,8 @@ class FinetuneModule(lightning.LightningModule):
         self.lm = lm
         lm.set_recompute(config.recompute)
         self.config = config
-        self.ema = EMA(lm, config.ema_decay) if config.ema_decay > 0 else None
+        # Of a model that is to be shared out, configure_model makes it afterwards.
+        self.ema = EMA(lm, config.ema_decay) if config.ema_decay > 0 and config.strategy != "fsdp" else None
         self._text_encoder = text_encoder
         self.latest: dict[str, float] = {}
         """Every metric's newest value, on rank zero and all others."""
@@ -109,7 +111,7 @@ class FinetuneModule(lightning.LightningModule):
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
         """Clips, and keeps the norm before clipping."""
-        self._grad_norm = torch.nn.utils.clip_grad_norm_(self.lm.parameters(), self.config.max_grad_norm)
+        self._grad_norm = clip_grad_norm(self.lm.parameters(), self.config.max_grad_norm)
         if self.config.on_nonfinite == "skip" and not self._grad_norm.isfinite():
             for parameter in self.lm.parameters():  # the same on all ranks, whose gradients are one mean
                 parameter.grad = None
@@ -215,6 +217,18 @@ class FinetuneModule(lightning.LightningModule):
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_model(self) -> None:
+        """Shares the model out where the strategy does; so that the average is shared out too, it is made then."""
+        strategy, config = self.trainer.strategy, self.config
+        if isinstance(strategy, ShardedRanks):
+            # Adapters are small, and exact in fp32; the frozen matrices around them are in bf16 anyway. On a CPU no
+            # norm takes narrow weights.
+            is_bf16 = self.trainer.precision == "bf16-mixed" and strategy.root_device.type == "cuda"
+            strategy.shard(self, self.lm, "_sums", bf16=is_bf16 and config.method == "full")
+        if self.ema is None and config.ema_decay > 0:
+            self.ema = EMA(self.lm, config.ema_decay)
+            self.ema.to(strategy.root_device)
 
     def setup(self, stage: str) -> None:
         """Brings what is no submodule to the device of this rank."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import lightning
 import torch.distributed as dist
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from musicgen_ft.errors import UserError
@@ -28,39 +28,51 @@ _ANSWER = timedelta(seconds=5)
 """Within which a store that is alive answers."""
 
 
-class NamedRanksDDP(DDPStrategy):
-    """DDP whose processes first wait for each other by name."""
+class NamedRanks(ParallelStrategy):
+    """What the strategies have in common whose processes first wait for each other by name."""
 
-    def __init__(self, timeout: timedelta) -> None:
-        super().__init__(timeout=timeout)
-        self.group_timeout = timeout
-        self.store: Store | None = None
+    group_timeout: timedelta
+    store: Store | None = None
 
-    def setup_distributed(self) -> None:
+    def meet(self) -> None:
         """Meets, then makes the process group over the store that all have met in.
 
         Raises:
             UserError: naming the ranks that have not come in time.
         """
-        if not dist.is_initialized():
-            self.set_world_ranks()
-            environment = self.cluster_environment
-            assert environment is not None
-            address, port = environment.main_address, environment.main_port
-            self.store = meet(address, port, rank=self.global_rank, world=self.world_size, timeout=self.group_timeout)
-            backend = self._get_process_group_backend()
-            device = self.root_device if self.root_device.type != "cpu" else None
-            dist.init_process_group(
-                backend,
-                store=PrefixStore("group", self.store),
-                rank=self.global_rank,
-                world_size=self.world_size,
-                timeout=self.group_timeout,
-                device_id=device,
-            )
-            if backend == "nccl":
-                atexit.register(dist.destroy_process_group)  # as Lightning does where it makes the group
-        super().setup_distributed()  # finds the group there
+        if dist.is_initialized():
+            return
+        strategy: Any = self  # what follows has no common name in Lightning's classes
+        strategy.set_world_ranks()
+        environment = self.cluster_environment
+        assert environment is not None
+        address, port = environment.main_address, environment.main_port
+        self.store = meet(address, port, rank=self.global_rank, world=self.world_size, timeout=self.group_timeout)
+        backend = strategy._get_process_group_backend()
+        device = self.root_device if self.root_device.type != "cpu" else None
+        dist.init_process_group(
+            backend,
+            store=PrefixStore("group", self.store),
+            rank=self.global_rank,
+            world_size=self.world_size,
+            timeout=self.group_timeout,
+            device_id=device,
+        )
+        if backend == "nccl":
+            atexit.register(dist.destroy_process_group)  # as Lightning does where it makes the group
+
+
+class NamedRanksDDP(NamedRanks, DDPStrategy):
+    """DDP: every process holds the whole model."""
+
+    def __init__(self, timeout: timedelta) -> None:
+        super().__init__(timeout=timeout)
+        self.group_timeout = timeout
+
+    def setup_distributed(self) -> None:
+        """Meets; Lightning finds the group there."""
+        self.meet()
+        super().setup_distributed()
 
 
 def meet(address: str, port: int, *, rank: int, world: int, timeout: timedelta) -> Store:
@@ -103,7 +115,7 @@ class Heartbeat(lightning.Callback):
     process; neither says who was not there. So a thread looks a little earlier.
     """
 
-    def __init__(self, strategy: NamedRanksDDP) -> None:
+    def __init__(self, strategy: NamedRanks) -> None:
         self._strategy = strategy
         self._beats = 0
         self._beat_at = time.monotonic()

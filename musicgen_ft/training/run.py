@@ -5,6 +5,7 @@ an export with, ``metrics.csv``, ``checkpoints/best.ckpt`` and ``checkpoints/ste
 """
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from torch import Tensor
 from musicgen_ft.config import FinetuneConfig, write_yaml
 from musicgen_ft.errors import UserError
 from musicgen_ft.files import atomic_folder, read_json, refuse_used, write_json
+from musicgen_ft.training import sharded
 from musicgen_ft.training.checkpoints import BEST, damage, newest_whole
-from musicgen_ft.weights import read_pickle, write_safetensors
+from musicgen_ft.weights import LazyTensors, like_of, read_pickle, write_safetensors
 
 CONFIG_FILE = "config.yaml"
 INFO_FILE = "run.json"
@@ -76,7 +78,7 @@ class Saved:
     """A checkpoint to go on from."""
 
     path: Path
-    """Its file."""
+    """Its file or folder."""
     step: int
     """Optimizer steps made."""
     state: dict[str, Any]
@@ -151,7 +153,7 @@ class RunFolder:
             UserError: if nothing was saved yet, or what was is damaged.
         """
         best = self.checkpoints / BEST
-        if which == "best" and best.is_file():
+        if which == "best" and best.exists():
             if reason := damage(best):
                 raise UserError(f"{best} is damaged ({reason}). Export with --checkpoint last.")
             return best
@@ -161,7 +163,7 @@ class RunFolder:
         return last
 
     def read_checkpoint(self, which: str) -> dict[str, Any]:
-        """What a training checkpoint holds, without unpickling.
+        """What a training checkpoint holds, without unpickling; of a sharded one without the optimizer.
 
         Raises:
             UserError: if there is none, or it holds anything but tensors and plain values.
@@ -185,7 +187,7 @@ class RunFolder:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    content = read_pickle(path)
+    content = sharded.read_weights(path) if path.is_dir() else read_pickle(path)
     if "state_dict" not in content or "global_step" not in content:
         raise UserError(f"{path} is no training checkpoint: it holds {sorted(content)[:8]}.")
     return content
@@ -195,7 +197,7 @@ def _read(path: Path) -> dict[str, Any]:
 class ExportedWeights:
     """What a training checkpoint gives to a generator."""
 
-    state: dict[str, Tensor]
+    state: Mapping[str, Tensor]
     """The language model's tensors that were trained, under our names, adapters among them."""
     metrics: dict[str, Any]
     """Step, kind of weights, and the validation losses where there are some."""
@@ -216,12 +218,12 @@ def exported_weights(checkpoint: dict[str, Any], kind: str) -> ExportedWeights:
         ema = None
     if kind == "ema" and ema is None:
         raise UserError("--weights ema: the run kept no average (ema_decay 0, or too few steps). Use --weights raw.")
-    state = {name.removeprefix("lm."): value for name, value in checkpoint["state_dict"].items()}
     metrics = {"step": checkpoint["global_step"], "weights": "raw", **checkpoint["musicgen_ft"]}
     if ema is not None and kind != "raw":
-        state |= ema["weights"]
-        metrics["weights"] = "averaged"
-    return ExportedWeights(state, metrics)
+        return ExportedWeights(ema["weights"], {**metrics, "weights": "averaged"})  # of all that is trained
+    raw: Mapping[str, Tensor] = checkpoint["state_dict"]
+    like = {name.removeprefix("lm."): value for name, value in like_of(raw).items()}
+    return ExportedWeights(LazyTensors(like, lambda name: raw[f"lm.{name}"]), metrics)
 
 
 def check_base(info: RunInfo, sha256: str) -> None:
@@ -270,7 +272,16 @@ def resumed_config(asked: FinetuneConfig, of_run: FinetuneConfig) -> FinetuneCon
         UserError: if anything else was given.
     """
     assert asked.resume is not None
-    free = {"resume", "devices", "num_nodes", "num_workers", "micro_batch_size", "accelerator", "timeout_minutes"}
+    free = {
+        "resume",
+        "devices",
+        "num_nodes",
+        "num_workers",
+        "micro_batch_size",
+        "accelerator",
+        "timeout_minutes",
+        "strategy",
+    }
     free |= {"save_every_minutes", "keep_last", "milestone_every_steps"}
     given = {
         field.name: getattr(asked, field.name)

@@ -17,10 +17,11 @@ from musicgen_ft.errors import UserError
 from musicgen_ft.shards.order import micro_batches_per_step
 from musicgen_ft.shards.progress import MicroBatchProgress
 from musicgen_ft.training.checkpoints import AtomicCheckpointIO, SaveCheckpoints, validation_is_pending
+from musicgen_ft.training.fsdp import ShardedRanks, check_sharding
 from musicgen_ft.training.metrics import MetricsCSV, build_loggers
 from musicgen_ft.training.preempt import StopRequests, take_signals_over
 from musicgen_ft.training.progress import ProgressBar
-from musicgen_ft.training.ranks import Heartbeat, NamedRanksDDP
+from musicgen_ft.training.ranks import Heartbeat, NamedRanks, NamedRanksDDP
 from musicgen_ft.training.run import RunFolder, Saved
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def place(config: FinetuneConfig) -> Placement:
     """Shares the batch among the devices that there are, or that torchrun or SLURM has started processes for.
 
     Raises:
-        UserError: if a device that is asked for is missing, or the batch cannot be shared evenly.
+        UserError: if a device that is asked for is missing, the batch cannot be shared evenly, or the model cannot.
     """
     num_gpus = torch.cuda.device_count() if config.accelerator != "cpu" else 0
     if config.accelerator == "gpu" and num_gpus == 0:
@@ -59,6 +60,8 @@ def place(config: FinetuneConfig) -> Placement:
     if num_gpus and devices > num_gpus:
         raise UserError(f"--devices {devices}: this machine has {num_gpus} CUDA devices.")
     world = devices * num_nodes
+    if config.strategy == "fsdp" and world > 1:
+        check_sharding(config)
     share = max(1, config.batch_size // world)
     micro_batch = min(config.micro_batch_size or share, share)
     try:
@@ -118,7 +121,7 @@ def build_trainer(
         pending = saved is not None and validation_is_pending(saved.state, saved.step, config, has_valid=has_valid)
         metrics.truncate(-1 if saved is None else saved.step, validated=not pending)
         loggers = [metrics, *build_loggers(config, run.path, wandb_id=run.info().wandb_id)]
-    strategy = NamedRanksDDP(timedelta(minutes=config.timeout_minutes)) if placement.world > 1 else None
+    strategy = _strategy(config, placement)
     valid_every = min(config.valid_every_steps, config.max_steps)
     trainer = lightning.Trainer(
         accelerator=placement.accelerator,
@@ -148,6 +151,14 @@ def build_trainer(
     )
     take_signals_over(trainer)
     return trainer
+
+
+def _strategy(config: FinetuneConfig, placement: Placement) -> NamedRanks | None:
+    """None for one process, which has nothing to share out."""
+    if placement.world == 1:
+        return None
+    timeout = timedelta(minutes=config.timeout_minutes)
+    return ShardedRanks(timeout) if config.strategy == "fsdp" else NamedRanksDDP(timeout)
 
 
 def compute_dtype(config: FinetuneConfig, placement: Placement) -> torch.dtype:

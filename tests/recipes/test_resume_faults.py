@@ -5,7 +5,6 @@ killed at 6 steps, stopped at 2, hung once; from 2 processes to 1 and back.
 """
 
 import csv
-import json
 import os
 import random
 import signal
@@ -13,9 +12,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,101 +35,10 @@ TRAINING = [
 PATIENCE_S = 120.0
 
 
-@dataclass
-class Process:
-    """A command that runs."""
-
-    pid: int
-    output: Path
-    ended: dict[int, int] = field(repr=False)
-    """Process id -> status, of all that have ended."""
-    hear: Callable[[], None] = field(repr=False)
-
-    def status(self) -> int:
-        """Of its end, waited for; a process that hangs fails the test."""
-        until = time.monotonic() + PATIENCE_S
-        while self.pid not in self.ended:
-            assert time.monotonic() < until, f"hangs:\n{self.text()}"
-            self.hear()
-        return self.ended[self.pid]
-
-    def runs(self) -> bool:
-        self.hear()
-        return self.pid not in self.ended
-
-    def kill(self, signum: int = signal.SIGKILL) -> None:
-        assert self.runs(), f"ended before its signal:\n{self.text()}"
-        os.kill(self.pid, signum)
-
-    def text(self) -> str:
-        return self.output.read_text(errors="replace")
-
-
+Process = Any
+"""What the fixtures ``start`` and ``start_two`` give: a command that runs."""
 Start = Callable[..., Process]
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """Starts ``musicgen-ft WORDS ...`` in a process of its own."""
-    logs, ended, number = tmp_path_factory.mktemp("logs"), dict[int, int](), 0
-    server = subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("commands.py")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert server.stdin is not None
-    assert server.stdout is not None
-    os.set_blocking(server.stdout.fileno(), False)
-    begun: list[int] = []
-
-    def hear() -> None:
-        assert server.stdout is not None
-        assert server.poll() is None, "the process that starts the others has ended"
-        line = server.stdout.readline()
-        if not line:
-            time.sleep(0.002)
-            return
-        pid, *status = map(int, line.split())
-        if status:
-            ended[pid] = status[0]
-        else:
-            begun.append(pid)
-
-    def run(*words: object, largest: int | None = None, **environment: str) -> Process:
-        nonlocal number
-        number += 1
-        output = logs / f"{number}.txt"
-        output.touch()
-        assert server.stdin is not None
-        server.stdin.write(json.dumps([list(map(str, words)), environment, str(output), largest]).encode() + b"\n")
-        server.stdin.flush()
-        before = len(begun)
-        while len(begun) == before:
-            hear()
-        return Process(begun[-1], output, ended, hear)
-
-    yield run
-    server.stdin.close()
-    server.wait()
-
-
 Group = Callable[..., list[Process]]
-
-
-@pytest.fixture
-def start_two(start: Start) -> Group:
-    """Starts the two processes of one run, as torchrun would."""
-
-    def run(*words: object) -> list[Process]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": port}
-        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        return [start(*words, **shared, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
-
-    return run
 
 
 def rows(run: Path) -> list[dict[str, str]]:

@@ -1,7 +1,7 @@
 """The folder of a run: its records, its checkpoints, what it gives to an export and to a resume."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ def test_a_file_that_is_no_training_checkpoint_is_refused(start_run: Callable[..
         folder.saved()
 
 
-def equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
+def equal(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
     return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
 
 
