@@ -5,9 +5,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from musicgen_ft.shards import order as order_module
 from musicgen_ft.shards.order import (
     EpochOrder,
     PositionBatchSampler,
+    Shuffle,
     micro_batches_per_step,
     permutation,
     sample_rng,
@@ -48,6 +50,41 @@ def test_permutations_are_uniform() -> None:
     counts = np.bincount(first, minlength=5)
 
     assert np.abs(counts - 400).max() < 5 * 18  # 5 sigma of binomial(2000, 1 / 5)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 8, 9, 100, 1023, 1024, 1025])
+def test_a_shuffle_hits_every_number_once(n: int) -> None:
+    for epoch in (0, 7):
+        shuffle = Shuffle(2036, epoch, n)
+        assert sorted(shuffle[place] for place in range(n)) == list(range(n))
+
+
+def test_a_shuffle_stays_the_same_in_every_release() -> None:
+    shuffle = Shuffle(2036, 3, 60_000_000)
+    assert [shuffle[place] for place in (0, 1, 59_999_999)] == [54874320, 2443582, 55148232]
+
+
+def test_shuffles_are_uniform_and_neighbours_are_far_apart() -> None:
+    first = np.array([Shuffle(1, epoch, 5)[0] for epoch in range(2000)])
+    assert np.abs(np.bincount(first, minlength=5) - 400).max() < 5 * 18  # 5 sigma of binomial(2000, 1 / 5)
+
+    n = 5000
+    shuffle = Shuffle(3, 1, n)
+    numbers = np.array([shuffle[place] for place in range(n)])
+    # The mean distance of two draws is n / 3, its standard error about n * 0.25 / sqrt(n).
+    assert np.abs(np.diff(numbers)).mean() / n == pytest.approx(1 / 3, abs=5 * 0.25 / n**0.5)
+
+
+def test_a_large_epoch_is_not_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(order_module, "MAX_SORTED_SLOTS", 10)
+    order = EpochOrder(num_slots=11, seed=5)
+
+    epochs = [[order.slot(position) for position in range(11 * epoch, 11 * (epoch + 1))] for epoch in range(4)]
+
+    for epoch, places in enumerate(epochs):
+        assert sorted(places) == [(epoch, slot) for slot in range(11)]
+    assert len({tuple(slot for _, slot in places) for places in epochs}) == 4
+    assert epochs[1][2][1] == Shuffle(5, 1, 11)[2]
 
 
 def test_streams_of_one_seed_and_number_differ() -> None:
