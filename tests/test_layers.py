@@ -16,9 +16,22 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"errors", "files", "config", "cli", "terminal"},
-    {"audio", "containers", "corpus", "chroma", "codec", "weights", "devices", "leases", "stems", "synthesis"},
+    {
+        "audio",
+        "containers",
+        "corpus",
+        "chroma",
+        "codec",
+        "weights",
+        "devices",
+        "leases",
+        "pictures",
+        "stems",
+        "synthesis",
+    },
     {"shards", "model"},
-    {"checkpoint", "training", "generation"},
+    {"generation"},  # below training, which plays what it trains
+    {"checkpoint", "training"},
     {"peers", "report", "workers"},
 )
 LAYER = {unit: number for number, units in enumerate(LAYERS) for unit in units}
