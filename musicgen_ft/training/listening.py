@@ -199,18 +199,22 @@ class Listening(lightning.Callback):
                 write_json(path.with_suffix(".json"), of_piece | how)
 
     def _log(self, logger: WandbLogger, name: str, step: int) -> None:
-        """One row for each prompt, base beside tuned."""
+        """A table with a row for each prompt, base beside tuned; the tuned ones alone, too, to go through by step."""
         import wandb
 
         rate = self._codec.spec.sample_rate
         columns = ["step", "prompt", "base", "tuned", "base's spectrogram", "tuned spectrogram"]
         table: Any = wandb.Table(columns=columns)
+        tuned: list[Any] = []
+        pictures: list[Any] = []
         for number, prompt in enumerate(self._prompts):
             paths = [self._folder / which / self._file(number) for which in (BASE, name)]
-            pictures = [spectrogram(read(path, sample_rate=rate, channels=1), rate).convert("RGB") for path in paths]
-            sounds = [wandb.Audio(str(path), caption=prompt) for path in paths]
-            table.add_data(step, prompt, *sounds, *map(wandb.Image, pictures))
-        logger.experiment.log({"samples": table, "trainer/global_step": step})
+            drawn = [spectrogram(read(path, sample_rate=rate, channels=1), rate).convert("RGB") for path in paths]
+            table.add_data(step, prompt, *(wandb.Audio(str(path)) for path in paths), *map(wandb.Image, drawn))
+            tuned.append(wandb.Audio(str(paths[1]), caption=prompt))
+            pictures.append(wandb.Image(drawn[1], caption=prompt))
+        media = {"samples/table": table, "samples/tuned": tuned, "samples/spectrogram": pictures}
+        logger.experiment.log({**media, "trainer/global_step": step})
 
     def _file(self, number: int) -> str:
         return f"{number:03d}_{slug(self._prompts[number])}.wav"

@@ -116,6 +116,7 @@ def _wandb(config: FinetuneConfig, run: Path, wandb_id: str) -> WandbLogger:
     import wandb
 
     (run / "wandb").mkdir(parents=True, exist_ok=True)  # else wandb takes the temporary folder
+    os.environ.setdefault("WANDB_DATA_DIR", str(run.resolve() / "wandb"))  # what waits to be sent: not the user's home
 
     def start(mode: Literal["online", "offline"], id: str) -> WandbLogger:
         # Not by WandbLogger(offline=...): that sets an environment variable, which wandb reads once in a process.
