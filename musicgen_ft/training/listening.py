@@ -203,7 +203,7 @@ class Listening(lightning.Callback):
         import wandb
 
         rate = self._codec.spec.sample_rate
-        columns = ["step", "prompt", "base", "tuned", "base's spectrogram", "tuned spectrogram"]
+        columns: list[str | int] = ["step", "prompt", "base", "tuned", "base's spectrogram", "tuned spectrogram"]
         table: Any = wandb.Table(columns=columns)
         tuned: list[Any] = []
         pictures: list[Any] = []
@@ -245,6 +245,8 @@ def let_base_play(
     assert config.out is not None
     path, frame_rate = config.out / FORGETTING_FILE, codec.spec.frame_rate
     makes_probe = has_valid and config.forgetting_clips > 0 and config.text_encoder is None and not path.is_file()
+    for left in config.out.glob(f".{FORGETTING_FILE}.tmp-*"):  # by a kill
+        left.unlink()
     if not makes_probe and listening is None:
         return
     with as_generator(lm, codec, text_encoder, trainer.strategy.root_device) as generator:

@@ -202,6 +202,20 @@ def test_every_metric_of_the_style_page_is_written(start_run: Callable[..., Run]
     assert [row["step"] for row in run.rows()] == ["0", "1", "2", "2", "3", "4", "4"]
 
 
+def test_the_average_takes_in_every_nth_step(start_run: Callable[..., Run]) -> None:
+    run = start_run(max_steps=7, ema_every_steps=3, ema_decay=0.8)
+    update, steps = run.module.ema.update, list[int]()
+
+    def spy(module: Any) -> None:
+        update(module)
+        steps.append(run.trainer.global_step)
+
+    run.module.ema.update = spy
+    run.fit()
+    assert steps == [2, 5]  # Lightning counts the step afterwards
+    assert run.module.ema.count == pytest.approx(1 + 0.8)
+
+
 def test_log_every_steps_thins_the_rows_of_training(start_run: Callable[..., Run]) -> None:
     run = start_run(max_steps=6, log_every_steps=3, valid_every_steps=6).fit()
     assert [row["step"] for row in run.rows() if row["train/ce"]] == ["3", "6"]
