@@ -245,6 +245,13 @@ class FinetuneConfig:
     """Steps between two validations on held-out tracks."""
     valid_max_clips: int = 64
     """Clips of one validation, at most."""
+    early_stop_validations: int | None = None
+    """End the run when the validation loss has not fallen for so many validations; none makes all steps."""
+    forgetting_clips: int = 8
+    """Clips that the base plays to captions of other genres before training, to see what is forgotten; 0 for none.
+    With text_encoder there are none."""
+    forgetting_s: float = 5.0
+    """Seconds of each, at most segment_s."""
     save_every_steps: int = 100
     """Steps between two checkpoints to resume from."""
     save_every_minutes: float | None = None
@@ -253,6 +260,12 @@ class FinetuneConfig:
     """Newest checkpoints that stay on the disk; of two, the older is there should the newer be damaged."""
     milestone_every_steps: int | None = None
     """Checkpoints of these steps stay for ever."""
+    sample_every_steps: int | None = None
+    """Play the prompts whenever so many steps are made, beside the base's playing; none never."""
+    sample_prompts: tuple[str, ...] = ()
+    """What to play then; none means captions of held-out tracks."""
+    sample_s: float = 10.0
+    """Seconds of each sample."""
     log_every_steps: int = 1
     """Steps between two lines of metrics."""
     tensorboard: bool = True
@@ -288,12 +301,15 @@ class FinetuneConfig:
             "num_nodes",
         )
         _positive(self, "valid_every_steps", "valid_max_clips", "save_every_steps", "log_every_steps")
-        _positive(self, "keep_last", "timeout_minutes", "lora_rank", "lora_alpha")
-        _not_negative(self, "warmup_steps", "weight_decay", "num_workers", "seed")
+        _positive(self, "keep_last", "timeout_minutes", "lora_rank", "lora_alpha", "forgetting_s", "sample_s")
+        _not_negative(self, "warmup_steps", "weight_decay", "num_workers", "seed", "forgetting_clips")
         _probability(self, "dropout", "ema_decay", "cfg_dropout", "lr_min_ratio", "word_dropout", "beta1", "beta2")
         _probability(self, "merge_text_p", "drop_desc_p", "field_keep_p", "field_dropout", "melody_dropout")
         _probability(self, "lora_dropout")
         for name in ("devices", "micro_batch_size", "save_every_minutes", "milestone_every_steps"):
+            if getattr(self, name) is not None:
+                _positive(self, name)
+        for name in ("early_stop_validations", "sample_every_steps"):
             if getattr(self, name) is not None:
                 _positive(self, name)
 

@@ -208,6 +208,7 @@ POSITIVE = {
         "loss_chunk_frames",
         *("valid_every_steps", "valid_max_clips", "save_every_steps", "log_every_steps", "devices", "num_nodes"),
         *("save_every_minutes", "keep_last", "milestone_every_steps", "timeout_minutes", "lora_rank", "lora_alpha"),
+        *("early_stop_validations", "forgetting_s", "sample_every_steps", "sample_s"),
     ],
     "sample": ["duration_s", "batch_size", "stride_s"],
     "demo": ["tracks", "duration_s"],
@@ -215,7 +216,7 @@ POSITIVE = {
 NOT_NEGATIVE = {
     "prepare": ["min_duration_s", "max_dc_offset", "min_bandwidth_khz", "codec_check_s"],
     "inspect": ["captions", "players", "seed"],
-    "finetune": ["warmup_steps", "weight_decay", "num_workers", "seed"],
+    "finetune": ["warmup_steps", "weight_decay", "num_workers", "seed", "forgetting_clips"],
     "sample": ["top_k", "temperature", "cfg_coef", "seed"],
 }
 PROBABILITY = {

@@ -26,12 +26,14 @@ LAYERS = (
         "low_bit",
         "devices",
         "leases",
+        "pictures",
         "stems",
         "demucs_models",
         "synthesis",
     },
     {"shards", "model"},
-    {"checkpoint", "training", "generation"},
+    {"generation"},  # below training, which plays what it trains
+    {"checkpoint", "training"},
     {"peers", "report", "workers"},
 )
 LAYER = {unit: number for number, units in enumerate(LAYERS) for unit in units}

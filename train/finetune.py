@@ -43,6 +43,8 @@ def train(config: FinetuneConfig, stop: "StopRequests") -> None:
     from musicgen_ft.shards.index import ShardIndex
     from musicgen_ft.shards.remote import local_shards
     from musicgen_ft.training.data import build_data, probe
+    from musicgen_ft.training.early_stop import check_early_stop, reason, stopped_early
+    from musicgen_ft.training.listening import SAMPLES_FOLDER, Listening, let_base_play, sample_prompts
     from musicgen_ft.training.module import FinetuneModule
     from musicgen_ft.training.optim import check_optimizer
     from musicgen_ft.training.run import RunFolder, check_base, check_free, places, resumed_config
@@ -61,6 +63,10 @@ def train(config: FinetuneConfig, stop: "StopRequests") -> None:
     if saved is not None and saved.step >= config.max_steps:
         if is_main:
             print(f"run: {out}, all its {config.max_steps} steps are made")
+        return
+    if saved is not None and saved.early_stop.get("stopped"):
+        if is_main:
+            print(f"run: {out}, {saved.step} steps, {reason(saved.early_stop)}: there is nothing to go on with")
         return
     placement = place(config)
     check_method(config, placement.accelerator)
@@ -81,6 +87,9 @@ def train(config: FinetuneConfig, stop: "StopRequests") -> None:
     )
     margin_frames = base.lm_config.make_pattern().num_margin_frames
     data = build_data(config, index, placement, margin_frames=margin_frames)
+    has_valid = manifest.num_tracks["valid"] > 0
+    check_early_stop(config, has_valid=has_valid)
+    prompts = sample_prompts(config, data) if config.sample_every_steps is not None else ()
 
     # Model.
     lm_config = dataclasses.replace(base.lm_config, dropout=config.dropout, text_padding=text_padding)
@@ -93,7 +102,8 @@ def train(config: FinetuneConfig, stop: "StopRequests") -> None:
     del state
     fresh = ("text_proj",) if text_encoder is not None else ()
     choose_trained(lm, config, fresh=fresh, compute_dtype=compute_dtype(config, placement))
-    module = FinetuneModule(lm, base.text_encoder(), config)
+    codec, encoder = base.codec(), base.text_encoder()
+    module = FinetuneModule(lm, encoder, config)
     if is_new and is_main:
         run = RunFolder.create(out, config, info, probe(data))
     if is_main:
@@ -102,15 +112,28 @@ def train(config: FinetuneConfig, stop: "StopRequests") -> None:
         if lm_config.dim == lm_config.text_dim:  # t5-large under small: known before the hours are spent
             print("its text encoder is as wide as the model: export it with --format audiocraft", file=sys.stderr)
 
-    # Train; a new run first tells the loss that it starts from, every run the one that it ends with.
-    has_valid = info.valid_tracks > 0
-    trainer = build_trainer(config, placement, run, n_q=manifest.codec.n_q, has_valid=has_valid, saved=saved, stop=stop)
+    # Train; a new run first lets the base play, and tells the loss that it starts from.
+    listening = Listening(run.path / SAMPLES_FOLDER, config, prompts, codec, encoder, stop) if prompts else None
+    trainer = build_trainer(
+        config,
+        placement,
+        run,
+        n_q=manifest.codec.n_q,
+        has_valid=has_valid,
+        saved=saved,
+        stop=stop,
+        listening=listening,
+    )
+    if is_main and saved is None:
+        let_base_play(trainer, module, codec, encoder, listening, has_valid=has_valid)
     if has_valid and saved is None:
         trainer.validate(module, data, verbose=False)
     trainer.fit(module, data, ckpt_path=None if saved is None else str(saved.path), weights_only=True)
     if is_main:
-        valid = f", validation loss {module.latest['valid/ce']:.3f}" if has_valid else ""
-        print(f"run: {out}, {trainer.global_step} steps, loss {module.latest['train/ce']:.3f}{valid}")
+        line = [f"run: {out}", f"{trainer.global_step} steps", f"loss {module.latest['train/ce']:.3f}"]
+        line += [module.standing()] if has_valid else []
+        line += stopped_early(trainer)
+        print(", ".join(line))
 
 
 def describe(config: FinetuneConfig, manifest: "Manifest", base: "Base", state: "State") -> "RunInfo":

@@ -58,7 +58,24 @@ class Generator:
         melodies: Sequence[Melody | None] | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
-        """Plays each description.
+        """Plays each description; see ``codes`` for the arguments and errors.
+
+        Returns:
+            float32 [B, C, L] on the CPU.
+        """
+        codes = self.codes(descriptions, options, seeds=seeds, melodies=melodies, progress=progress)
+        return self.codec.decode(codes).cpu()
+
+    def codes(
+        self,
+        descriptions: Sequence[str | None],
+        options: GenerationOptions,
+        *,
+        seeds: Sequence[int],
+        melodies: Sequence[Melody | None] | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """As ``generate``, before the codec makes it audible.
 
         Args:
             descriptions: B prompts; None or blank is unconditional.
@@ -68,7 +85,7 @@ class Generator:
             progress: told after every step of decoding.
 
         Returns:
-            float32 [B, C, L] on the CPU.
+            int64 [B, K, T].
 
         Raises:
             UserError: if the duration is less than a frame, the stride does not fit the model's window, or there is a
@@ -88,7 +105,7 @@ class Generator:
         lengths = text.mask.sum(-1)
         if chroma is not None and len(lengths.unique()) > 1:
             alone = [
-                self.generate([description], options, seeds=[seed], melodies=[melody], progress=progress)
+                self.codes([description], options, seeds=[seed], melodies=[melody], progress=progress)
                 for description, seed, melody in zip(descriptions, seeds, melodies, strict=True)
             ]
             return torch.cat(alone)
@@ -97,7 +114,7 @@ class Generator:
             return self._melody(melodies, start, is_whole=options.duration_s <= window_s)
 
         if options.duration_s <= window_s:
-            codes = generate_codes(
+            return generate_codes(
                 self.lm,
                 text,
                 num_frames=num_frames,
@@ -107,25 +124,23 @@ class Generator:
                 melody=None if chroma is None else melody_at(0),
                 progress=progress,
             )
-        elif not 0 < int(options.stride_s * frame_rate) < int(window_s * frame_rate):
+        if not 0 < int(options.stride_s * frame_rate) < int(window_s * frame_rate):
             raise UserError(
                 f"stride_s {options.stride_s}: expected at least a frame of {1 / frame_rate:g} s and less than the "
                 f"model's window of {window_s:g} s."
             )
-        else:
-            codes = generate_long(
-                self.lm,
-                text,
-                num_frames=num_frames,
-                window_frames=int(window_s * frame_rate),
-                stride_frames=int(options.stride_s * frame_rate),
-                sampling=options.sampling,
-                seeds=seeds,
-                cfg_coef=options.cfg_coef,
-                melody=None if chroma is None else melody_at,
-                progress=progress,
-            )
-        return self.codec.decode(codes).cpu()
+        return generate_long(
+            self.lm,
+            text,
+            num_frames=num_frames,
+            window_frames=int(window_s * frame_rate),
+            stride_frames=int(options.stride_s * frame_rate),
+            sampling=options.sampling,
+            seeds=seeds,
+            cfg_coef=options.cfg_coef,
+            melody=None if chroma is None else melody_at,
+            progress=progress,
+        )
 
     def _melody(self, melodies: Sequence[Melody | None], start: int, *, is_whole: bool) -> MelodyStates:
         """The melodies' condition for a window from frame ``start`` on.

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
+from musicgen_ft.pictures import height_of, spectrogram_uri
 from musicgen_ft.report.charts import waveform
 from musicgen_ft.report.page import join
-from musicgen_ft.report.pictures import height_of, spectrogram_uri
 
 MAX_S = 20.0  # 160 kB in a page
 BIT_RATE = 64_000  # per second of mono or of joint stereo: to recognise a track by, not to judge a codec

@@ -3,9 +3,9 @@
 from musicgen_ft.config import FinetuneConfig
 from musicgen_ft.corpus.captions import caption_policy
 from musicgen_ft.errors import UserError
-from musicgen_ft.shards.datamodule import ShardDataModule
 from musicgen_ft.shards.index import ShardIndex
 from musicgen_ft.training.run import Probe
+from musicgen_ft.training.throughput import TimedData
 from musicgen_ft.training.trainer import Placement
 
 _PROBE_S = 4.0
@@ -13,7 +13,7 @@ _PROBE_S = 4.0
 
 def build_data(
     config: FinetuneConfig, index: ShardIndex, placement: Placement, *, margin_frames: int | None
-) -> ShardDataModule:
+) -> TimedData:
     """Crops, captions and dropout as the config says; ``margin_frames`` is the pattern's, see ``collate``.
 
     Raises:
@@ -22,7 +22,7 @@ def build_data(
     index.refuse_leaks()
     if index.manifest.num_tracks["train"] == 0:
         raise UserError(f"{config.shards} holds no track to train on. Prepare more tracks, or lower --valid_fraction.")
-    return ShardDataModule(
+    return TimedData(
         index=index,
         segment_frames=max(1, round(config.segment_s * index.manifest.codec.frame_rate)),
         global_batch=config.batch_size,
@@ -39,7 +39,7 @@ def build_data(
     )
 
 
-def probe(data: ShardDataModule) -> Probe:
+def probe(data: TimedData) -> Probe:
     """A few seconds of real codes with their text: of a held-out track where there is one."""
     crop = data.valid_crops[0] if len(data.valid_crops) else data.train_crops[0]
     num_frames = min(int(crop.mask.sum()), round(_PROBE_S * data.index.manifest.codec.frame_rate))

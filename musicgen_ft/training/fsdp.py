@@ -139,8 +139,13 @@ def check_sharding(config: FinetuneConfig) -> None:
     """Refuses what cannot be shared out.
 
     Raises:
-        UserError: for fp16, qlora and adamw8bit.
+        UserError: for fp16, qlora, adamw8bit, and samples on the way.
     """
+    if config.sample_every_steps is not None:
+        raise UserError(
+            "--sample_every_steps does not go with --strategy fsdp: no process holds a whole model that could play. "
+            "Leave it out, or use --strategy ddp."
+        )
     if config.optimizer == "adamw8bit":
         raise UserError("--optimizer adamw8bit does not go with --strategy fsdp, which shares the moments out anyway.")
     if config.precision == "fp16":

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from musicgen_ft.config import FinetuneConfig, to_plain
+from musicgen_ft.training import throughput
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +29,12 @@ def metric_names(n_q: int) -> tuple[str, ...]:
         "train/grad_norm",
         "train/lr",
         "train/skipped",
-        "perf/frames_per_s",
+        *throughput.NAMES,
         "valid/ce",
         "valid/ppl",
         *(f"valid/ce_q{k}" for k in codebooks),
+        "valid/forgetting_ce",
+        "valid/forgetting_delta",
     )
 
 
@@ -89,9 +92,12 @@ class MetricsCSV(Logger):
         if not validated:
             column = header.index("valid/ce")
             kept = [row for row in kept if int(row[0]) < step or not row[column]]
+        named = [dict(zip(header, row, strict=True)) for row in kept]  # an older toolkit's header knows less
         temporary = self.path.with_name(f".{self.path.name}.tmp-{os.getpid()}")
         with temporary.open("w", newline="") as file:
-            csv.writer(file).writerows([header, *kept])
+            writer = csv.DictWriter(file, self._columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(named)
         os.replace(temporary, self.path)
 
 
@@ -110,6 +116,7 @@ def _wandb(config: FinetuneConfig, run: Path, wandb_id: str) -> WandbLogger:
     import wandb
 
     (run / "wandb").mkdir(parents=True, exist_ok=True)  # else wandb takes the temporary folder
+    os.environ.setdefault("WANDB_DATA_DIR", str(run.resolve() / "wandb"))  # what waits to be sent: not the user's home
 
     def start(mode: Literal["online", "offline"], id: str) -> WandbLogger:
         # Not by WandbLogger(offline=...): that sets an environment variable, which wandb reads once in a process.

@@ -5,7 +5,8 @@ B batch, K codebooks, T frames.
 
 import logging
 import math
-import time
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import lightning
@@ -21,9 +22,12 @@ from musicgen_ft.model.lm import LanguageModel
 from musicgen_ft.shards.batch import Batch
 from musicgen_ft.shards.datamodule import ShardDataModule
 from musicgen_ft.training.ema import EMA, trainable
+from musicgen_ft.training.forgetting import ForgettingProbe
 from musicgen_ft.training.fsdp import ShardedRanks, clip_grad_norm
 from musicgen_ft.training.loss import CodebookLoss, mean_loss, state_sums
+from musicgen_ft.training.mfu import flops_per_frame, matrix_rate
 from musicgen_ft.training.optim import build_optimizer, warmup_cosine
+from musicgen_ft.training.throughput import Throughput
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +56,8 @@ class FinetuneModule(lightning.LightningModule):
         self._skipped = 0
         self._valid: Tensor | None = None
         self._base_ce: float | None = None
-        self._frames, self._since = 0, 0.0
+        self.forgetting: ForgettingProbe | None = None
+        self.throughput = Throughput()
 
     # ---- training ----------------------------------------------------------------------------------------------------
 
@@ -66,7 +71,7 @@ class FinetuneModule(lightning.LightningModule):
         loss = self.loss(batch, self._frames_of_step() / num_shares)
         self._micro.append(torch.cat([loss.ce.detach()[None], loss.ce_per_codebook]))
         self._keys += batch.keys
-        self._frames += batch.mask.numel()
+        self.throughput.count(*batch.mask.shape)
         return loss.ce
 
     def loss(self, batch: Batch, counts: Tensor | None = None) -> CodebookLoss:
@@ -134,12 +139,12 @@ class FinetuneModule(lightning.LightningModule):
         if not math.isfinite(ce + (0.0 if self.config.precision == "fp16" else grad_norm)):  # fp16 scales by itself
             self._tell_nonfinite(step, ce, grad_norm, keys)
             return
-        now = time.perf_counter()
         metrics = {"train/ce": ce} | {f"train/ce_q{k + 1}": value for k, value in enumerate(per_codebook)}
         metrics |= {"train/grad_norm": grad_norm, "train/lr": lr}
-        if self._since:  # unknown for the first step of a stretch, which pays for starting up
-            metrics["perf/frames_per_s"] = self._frames * self.trainer.world_size / (now - self._since)
-        self._frames, self._since = 0, now
+        trainer: Any = self.trainer
+        metrics |= self.throughput.step(
+            trainer.strategy, world=trainer.world_size, waited_s=trainer.datamodule.waited_s
+        )
         self.latest |= metrics
         if step % self.config.log_every_steps == 0:
             self._report(metrics, step)
@@ -172,7 +177,7 @@ class FinetuneModule(lightning.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Averaged weights in."""
-        if self._averages():
+        if self.has_average:
             assert self.ema is not None
             self.ema.swap(self.lm)
         self._valid = torch.zeros(2, self.lm.config.n_q, device=self.device, dtype=torch.float64)
@@ -191,17 +196,30 @@ class FinetuneModule(lightning.LightningModule):
         ce = per_codebook.mean()
         metrics = {"valid/ce": ce.item(), "valid/ppl": ce.exp().item()}
         metrics |= {f"valid/ce_q{k + 1}": value for k, value in enumerate(per_codebook.tolist())}
-        self._report(metrics, self.global_step)
+        if self.forgetting is not None:
+            metrics |= self.forgetting.metrics(self._loss_of(self.forgetting.batch), is_base=self.global_step == 0)
         if self.global_step == 0:
             self._base_ce = metrics["valid/ce"]
+        self._report(metrics, self.global_step)
         self.log("valid/ce", ce.float(), logger=False)  # for callbacks that monitor it
-        if self._averages():
+        if self.has_average:
             assert self.ema is not None
             self.ema.swap(self.lm)
-        self._since = 0.0  # time spent here is no training time
+        self.throughput.pause()
 
-    def _averages(self) -> bool:
+    def _loss_of(self, batch: Batch) -> float:
+        """The loss of a batch outside of Lightning's steps, in their precision."""
+        with self.trainer.precision_plugin.val_step_context():
+            return mean_loss(*self._sums(batch, self._text_encoder.encode(batch.descriptions))).ce.item()
+
+    @property
+    def has_average(self) -> bool:
+        """Whether there is an average, and a step in it."""
         return self.ema is not None and self.ema.count > 0
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Averaged weights in the model, where there is an average, while the block lasts."""
+        return self.ema.applied(self.lm) if self.ema is not None and self.has_average else nullcontext()
 
     # ---- set-up and checkpoints --------------------------------------------------------------------------------------
 
@@ -236,13 +254,27 @@ class FinetuneModule(lightning.LightningModule):
         self._text_encoder.to(device)
         if self.ema is not None:
             self.ema.to(device)
+        if self.forgetting is None and self.config.out is not None:
+            self.forgetting = ForgettingProbe.of_run(self.config.out, chroma=self.lm.config.chroma, device=device)
+
+    def on_train_start(self) -> None:
+        """Measures what the device could do."""
+        dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.trainer.precision, torch.float32)
+        rate = matrix_rate(self.trainer.strategy.root_device, dtype)
+        self.throughput.begin(flops_per_frame=partial(flops_per_frame, self.lm), matrix_rate=rate)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what is trained; adds the average, and the losses that a model card tells."""
         checkpoint["state_dict"] = {name: checkpoint["state_dict"][name] for name, _ in trainable(self)}
         if self.ema is not None:
             checkpoint["ema"] = self.ema.state_dict()
-        checkpoint["musicgen_ft"] = {"valid_ce": self.latest.get("valid/ce"), "base_ce": self._base_ce}
+        probe, latest = self.forgetting, self.latest
+        checkpoint["musicgen_ft"] = {
+            "valid_ce": latest.get("valid/ce"),
+            "base_ce": self._base_ce,
+            "forgetting_ce": latest.get("valid/forgetting_ce"),
+            "base_forgetting_ce": None if probe is None else probe.base_ce,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes the average up again.
@@ -265,3 +297,15 @@ class FinetuneModule(lightning.LightningModule):
         self._base_ce = losses["base_ce"]
         if losses["valid_ce"] is not None:
             self.latest["valid/ce"] = losses["valid_ce"]
+        if self.forgetting is not None and losses.get("base_forgetting_ce") is not None:
+            self.latest |= self.forgetting.taken_up(losses["base_forgetting_ce"], losses["forgetting_ce"])
+
+    def standing(self) -> str:
+        """The newest validation beside the base's: whether the loss is as it should be, in a few words."""
+        latest, parts = self.latest, list[str]()
+        if "valid/ce" in latest:
+            of_base = "" if self._base_ce is None else f" (base {self._base_ce:.3f})"
+            parts.append(f"validation loss {latest['valid/ce']:.3f}{of_base}")
+        if "valid/forgetting_delta" in latest:
+            parts.append(f"forgetting {latest['valid/forgetting_delta']:+.3f}")
+        return ", ".join(parts)

@@ -48,9 +48,9 @@ class ProgressBar(lightning.Callback):
             return
         if not self._bar.disable:
             self._bar.update(step - self._bar.n)
-            self._bar.set_postfix_str(_summary(pl_module.latest), refresh=False)
+            self._bar.set_postfix_str(_summary(pl_module), refresh=False)
         elif step % self._every_steps == 0 or step == self._max_steps:
-            print(f"step {step}/{self._max_steps}  {_summary(pl_module.latest)}", file=sys.stderr, flush=True)  # noqa: T201
+            print(f"step {step}/{self._max_steps}  {_summary(pl_module)}", file=sys.stderr, flush=True)  # noqa: T201
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Leaves the finished bar on the screen."""
@@ -65,10 +65,10 @@ class ProgressBar(lightning.Callback):
             self._bar.close()
 
 
-def _summary(latest: dict[str, float]) -> str:
+def _summary(module: FinetuneModule) -> str:
+    latest = module.latest
     parts = [f"ce {latest['train/ce']:.3f}"] if "train/ce" in latest else []
-    if "valid/ce" in latest:
-        parts.append(f"valid {latest['valid/ce']:.3f}")
+    parts += [module.standing()] if "valid/ce" in latest else []
     if "perf/frames_per_s" in latest:
         parts.append(f"{latest['perf/frames_per_s']:.0f} frames/s")
     return "  ".join(parts)

@@ -163,6 +163,10 @@ class Heartbeat(lightning.Callback):
         if isinstance(exception, RuntimeError) and not self._told:
             self._tell()
 
+    def beat(self) -> None:
+        """Still at work, apart from the hooks above."""
+        self._beat()
+
     def _beat(self) -> None:
         self._beats += 1
         self._beat_at = time.monotonic()

@@ -1,12 +1,13 @@
 """The folder of a run: what it was started with, and what it has come to.
 
 ``config.yaml`` the resolved config, ``run.json`` where everything came from, ``probe.safetensors`` real codes to check
-an export with, ``metrics.csv``, ``checkpoints/best.ckpt`` and ``checkpoints/step-N.ckpt``.
+an export with, ``forgetting.safetensors`` codes that the base has played, ``metrics.csv``, ``samples``,
+``checkpoints/best.ckpt`` and ``checkpoints/step-N.ckpt``.
 """
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,8 @@ class Saved:
     """Optimizer steps made."""
     state: dict[str, Any]
     """Of ``SaveCheckpoints``."""
+    early_stop: dict[str, Any] = field(default_factory=dict)
+    """Of ``EarlyStop``."""
 
 
 class RunFolder:
@@ -183,7 +186,7 @@ class RunFolder:
         state = content.get("callbacks", {}).get("SaveCheckpoints")
         if state is None:
             raise UserError(f"{path} is of another version of the toolkit: it does not say what was validated.")
-        return Saved(path, content["global_step"], state)
+        return Saved(path, content["global_step"], state, content["callbacks"].get("EarlyStop", {}))
 
 
 def _read(path: Path) -> dict[str, Any]:

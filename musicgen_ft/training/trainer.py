@@ -17,7 +17,9 @@ from musicgen_ft.errors import UserError
 from musicgen_ft.shards.order import micro_batches_per_step
 from musicgen_ft.shards.progress import MicroBatchProgress
 from musicgen_ft.training.checkpoints import AtomicCheckpointIO, SaveCheckpoints, validation_is_pending
+from musicgen_ft.training.early_stop import EarlyStop
 from musicgen_ft.training.fsdp import ShardedRanks, check_sharding
+from musicgen_ft.training.listening import Listening
 from musicgen_ft.training.metrics import MetricsCSV, build_loggers
 from musicgen_ft.training.preempt import StopRequests, take_signals_over
 from musicgen_ft.training.progress import ProgressBar
@@ -101,6 +103,7 @@ def build_trainer(
     has_valid: bool,
     saved: Saved | None,
     stop: StopRequests,
+    listening: Listening | None = None,
 ) -> lightning.Trainer:
     """Lightning's trainer: the run is one epoch of ``max_steps`` steps, and nothing is left to Lightning's defaults.
 
@@ -112,6 +115,7 @@ def build_trainer(
         has_valid: whether there are tracks to validate on.
         saved: what a resumed run goes on from; later rows of its metrics are dropped, without it all.
         stop: whether the run was told to stop.
+        listening: plays on the way.
     """
     for name in ("lightning.pytorch", "lightning.fabric"):  # importing them has set their levels to INFO
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -134,6 +138,8 @@ def build_trainer(
         callbacks=[
             MicroBatchProgress(),
             *([Heartbeat(strategy)] if strategy else []),
+            *([listening] if listening else []),
+            EarlyStop(config.early_stop_validations),  # before the checkpoints, which hold what it has counted
             SaveCheckpoints(run.checkpoints, config, has_valid=has_valid, stop=stop),
             ProgressBar(config.max_steps, every_steps=max(1, config.max_steps // 20)),
         ],

@@ -42,12 +42,12 @@ Group = Callable[..., list[Process]]
 
 
 def rows(run: Path) -> list[dict[str, str]]:
-    """Of ``metrics.csv``, without the one metric that is measured by a clock."""
+    """Of ``metrics.csv``, without the metrics of a clock, or of the process's memory."""
     path = run / "metrics.csv"
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        return [{k: v for k, v in row.items() if k != "perf/frames_per_s"} for row in csv.DictReader(file)]
+        return [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in csv.DictReader(file)]
 
 
 def steps_made(run: Path) -> int:

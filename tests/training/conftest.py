@@ -51,9 +51,9 @@ class Run:
         return self
 
     def rows(self) -> list[dict[str, str]]:
-        """Of ``metrics.csv``, without the one metric that is measured by a clock."""
+        """Of ``metrics.csv``, without the metrics of a clock, or of the process's memory."""
         with (self.folder.path / "metrics.csv").open(newline="") as file:
-            return [{k: v for k, v in row.items() if k != "perf/frames_per_s"} for row in csv.DictReader(file)]
+            return [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in csv.DictReader(file)]
 
 
 def track(number: int, num_frames: int) -> Track:

@@ -144,7 +144,12 @@ def test_on_a_gpu_layers_are_gathered_in_bf16_and_all_else_in_fp32(module: Finet
 
 @pytest.mark.parametrize(
     ("changes", "said"),
-    [({"precision": "fp16"}, "--precision fp16"), ({"method": "qlora"}, "qlora"), ({"optimizer": "adamw8bit"}, "8bit")],
+    [
+        ({"precision": "fp16"}, "--precision fp16"),
+        ({"method": "qlora"}, "qlora"),
+        ({"optimizer": "adamw8bit"}, "8bit"),
+        ({"sample_every_steps": 2}, "no process holds a whole model"),
+    ],
 )
 def test_what_cannot_be_shared_out_is_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):

@@ -30,8 +30,9 @@ def test_the_names_are_those_of_the_style_page() -> None:
     assert {"train/ce", "train/ce_q1", "train/ce_q3", "valid/ce", "valid/ppl", "valid/ce_q2", "train/grad_norm"} <= set(
         names
     )
-    assert {"perf/frames_per_s", "train/lr"} <= set(names)
-    assert len(names) == len(set(names)) == 1 + 3 + 4 + 2 + 3
+    assert {"perf/frames_per_s", "perf/wait_share", "perf/peak_memory_gib", "perf/mfu", "train/lr"} <= set(names)
+    assert {"valid/forgetting_ce", "valid/forgetting_delta"} <= set(names)
+    assert len(names) == len(set(names)) == 1 + 3 + 3 + 4 + 2 + 3 + 2
 
 
 def test_a_row_for_each_step_under_one_header(logged: Path) -> None:
@@ -68,7 +69,7 @@ def test_a_last_row_that_a_kill_has_cut_is_dropped_and_the_next_one_stands_on_it
     found = rows(logged)
     assert [row["step"] for row in found] == ["0", "1", "2", "3", "3", "4", "5", "6", "6", "7"]
     assert found[-1]["train/ce"] == "4"
-    assert found[-1]["valid/ce_q2"] == ""
+    assert found[-1]["valid/forgetting_delta"] == ""
 
 
 def test_truncating_nothing_makes_no_file(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from musicgen_ft.errors import UserError
 from musicgen_ft.shards.batch import Batch, collate
+from musicgen_ft.training import throughput
 from musicgen_ft.training.loss import codebook_cross_entropy
 from musicgen_ft.training.metrics import metric_names
 from musicgen_ft.training.module import FinetuneModule
@@ -211,8 +212,23 @@ def test_dropout_does_not_act_in_validation(start_run: Callable[..., Run]) -> No
 def test_every_metric_of_the_style_page_is_written(start_run: Callable[..., Run]) -> None:
     run = start_run(max_steps=4, valid_every_steps=2).fit()
     written = {name for row in run.rows() for name, value in row.items() if value} - {"step"}
-    assert written | {"perf/frames_per_s", "train/skipped"} == set(metric_names(4))
+    of_clock_or_probe = {*throughput.NAMES, "valid/forgetting_ce", "valid/forgetting_delta"}
+    assert written | of_clock_or_probe | {"train/skipped"} == set(metric_names(4))
     assert [row["step"] for row in run.rows()] == ["0", "1", "2", "2", "3", "4", "4"]
+
+
+def test_the_average_takes_in_every_nth_step(start_run: Callable[..., Run]) -> None:
+    run = start_run(max_steps=7, ema_every_steps=3, ema_decay=0.8)
+    update, steps = run.module.ema.update, list[int]()
+
+    def spy(module: Any) -> None:
+        update(module)
+        steps.append(run.trainer.global_step)
+
+    run.module.ema.update = spy
+    run.fit()
+    assert steps == [2, 5]  # Lightning counts the step afterwards
+    assert run.module.ema.count == pytest.approx(1 + 0.8)
 
 
 def test_log_every_steps_thins_the_rows_of_training(start_run: Callable[..., Run]) -> None:

@@ -19,7 +19,14 @@ _ANCHORS = (  # of the colour map magma, at even distances
 
 
 def spectrogram_uri(samples: npt.NDArray[np.float32], sample_rate: int) -> str:
-    """A spectrogram as a data URI: time from left to right, mel from MIN_HZ to MAX_HZ upwards.
+    """A spectrogram as a data URI; see ``spectrogram``."""
+    file = io.BytesIO()
+    spectrogram(samples, sample_rate).save(file, format="PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def spectrogram(samples: npt.NDArray[np.float32], sample_rate: int) -> Image.Image:
+    """A spectrogram, COLUMNS x ROWS: time from left to right, mel from MIN_HZ to MAX_HZ upwards.
 
     Brightness is power in dB, from RANGE_DB below the loudest point to it. What lies above the file's own Nyquist
     frequency is black.
@@ -33,9 +40,7 @@ def spectrogram_uri(samples: npt.NDArray[np.float32], sample_rate: int) -> str:
     shade = np.clip(1 + (db - max(float(db.max()), QUIET_DB)) / RANGE_DB, 0, 1)
     image = Image.fromarray(np.rint(255 * shade[::-1]).astype(np.uint8))  # 8-bit grey, then coloured by a palette
     image.putpalette(_palette().tobytes())
-    file = io.BytesIO()
-    image.save(file, format="PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return image
 
 
 def height_of(frequency_hz: float) -> float:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from musicgen_ft.report.pictures import COLUMNS, ROWS, height_of, spectrogram_uri
+from musicgen_ft.pictures import COLUMNS, ROWS, height_of, spectrogram_uri
 
 
 def brightness(samples: npt.NDArray[np.float32], sample_rate: int) -> npt.NDArray[np.float64]:
