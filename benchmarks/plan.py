@@ -47,7 +47,9 @@ def main() -> None:
     if asked.row is not None:
         print(json.dumps(measure(*json.loads(asked.row))))
         return
-    print("| size | method | recompute | clips x s | predicted, GiB | live, GiB | live / predicted | RSS | RSS - imports |")
+    print(
+        "| size | method | recompute | clips x s | predicted, GiB | live, GiB | live / predicted | RSS | RSS - imports |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     for row in product(asked.sizes, asked.methods, asked.recomputes, asked.segments_s, asked.micro_batches):
         words = [sys.executable, __file__, "--row", json.dumps([*row, asked.accumulation, asked.device])]

@@ -37,6 +37,7 @@ class FinetuneModule(lightning.LightningModule):
         super().__init__()
         self.strict_loading = False  # what is frozen is in no checkpoint: on_load_checkpoint looks for all others
         self.lm = lm
+        assert config.recompute != "auto", "resolve the config first"
         lm.set_recompute(config.recompute)
         self.config = config
         self.ema = EMA(lm, config.ema_decay) if config.ema_decay > 0 else None

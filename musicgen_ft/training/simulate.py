@@ -69,6 +69,11 @@ class Memory:
         """All of them."""
         return sum(dataclasses.astuple(self))
 
+    @property
+    def lasting(self) -> int:
+        """What no smaller batch and no recomputation takes away."""
+        return self.total - self.activations
+
 
 def training_memory(
     lm_config: LMConfig,
@@ -80,6 +85,7 @@ def training_memory(
     device: DeviceType,
     compute_dtype: torch.dtype = torch.float32,
     num_tokens: int = TEXT_TOKENS,
+    num_chroma: int = 0,
 ) -> Memory:
     """The largest memory that one process's training steps take, without the text encoder.
 
@@ -92,6 +98,7 @@ def training_memory(
         device: whose kernels.
         compute_dtype: of matrix products; half precision is autocast's.
         num_tokens: of the longest caption of a micro-batch.
+        num_chroma: frames of a clip's melody, for a model that takes one.
     """
     lm_config = dataclasses.replace(
         lm_config, dropout=config.dropout, text_padding=config.text_padding or lm_config.text_padding
@@ -99,12 +106,17 @@ def training_memory(
     config = dataclasses.replace(config, on_nonfinite="stop")  # the other looks at values, and there are none
     like_cuda = _CUDA() if device == "cuda" else nullcontext()
     _remember_steps(lm_config, num_frames)
-    with FakeTensorMode(allow_non_fake_inputs=True), like_cuda, _Storages(device) as storages, torch.random.fork_rng(devices=[]):
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True),
+        like_cuda,
+        _Storages(device) as storages,
+        torch.random.fork_rng(devices=[]),
+    ):
         with storages.count_as("weights"):
             lm = _language_model(lm_config, config, compute_dtype)
         with storages.count_as("average"):
             module: Any = FinetuneModule(lm, _no_encoder(micro_batch, num_tokens, lm_config.text_dim), config)
-        batch = _batch(lm_config, micro_batch, num_frames)
+        batch = _batch(lm_config, micro_batch, num_frames, num_chroma)
         optimizer: Any = module.configure_optimizers()["optimizer"]
         if device == "cuda":
             for group in optimizer.param_groups:  # as adamw chooses there
@@ -166,12 +178,9 @@ def _language_model(config: LMConfig, run: FinetuneConfig, compute_dtype: torch.
     return lm.train()
 
 
-def _batch(config: LMConfig, B: int, T: int) -> Batch:
+def _batch(config: LMConfig, B: int, T: int, num_chroma: int) -> Batch:
     """Whole clips: none of their frames is padding."""
-    chroma = None
-    if config.chroma is not None:
-        num_samples = round(T * config.max_duration_s * config.chroma.sample_rate / (50 * config.max_duration_s))
-        chroma = torch.zeros(B, config.chroma.num_frames(num_samples) - 1, dtype=torch.int64)
+    chroma = torch.zeros(B, num_chroma, dtype=torch.int64) if config.chroma is not None else None
     return Batch(
         codes=torch.zeros(B, config.n_q, T, dtype=torch.int64),
         mask=torch.ones(B, T, dtype=torch.bool),
@@ -206,9 +215,7 @@ class _Storages(TorchDispatchMode):
     def __init__(self, device: DeviceType) -> None:
         super().__init__()
         self.is_cuda = device == "cuda"
-        self.now: dict[str, int] = dict.fromkeys(
-            ("weights", "gradients", "optimizer", "average", "activations"), 0
-        )
+        self.now: dict[str, int] = dict.fromkeys(("weights", "gradients", "optimizer", "average", "activations"), 0)
         self.at_peak = dict(self.now)
         self._part: Part = "activations"
         self._live: dict[int, tuple[int, str]] = {}  # by the address of the storage: its bytes and part
