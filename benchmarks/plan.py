@@ -47,9 +47,7 @@ def main() -> None:
     if asked.row is not None:
         print(json.dumps(measure(*json.loads(asked.row))))
         return
-    print(
-        "| size | method | recompute | clips x s | predicted, GiB | live, GiB | live / predicted | RSS | RSS - imports |"
-    )
+    print("| size | method | recompute | clips x s | predicted, GiB | live, GiB | ratio | RSS, GiB | RSS - imports |")
     print("|---|---|---|---|---|---|---|---|---|")
     for row in product(asked.sizes, asked.methods, asked.recomputes, asked.segments_s, asked.micro_batches):
         words = [sys.executable, __file__, "--row", json.dumps([*row, asked.accumulation, asked.device])]
@@ -89,7 +87,8 @@ def measure(
         settings: dict[str, Any] = {"method": method, "recompute": recompute, "accelerator": device}
         config = FinetuneConfig(
             shards=str(folder / "shards"), out=folder / "run", max_steps=2, batch_size=micro_batch * accumulation,
-            micro_batch_size=micro_batch, segment_s=segment_s, cfg_dropout=0.0, tensorboard=False, devices=1, **settings,
+            micro_batch_size=micro_batch, segment_s=segment_s, cfg_dropout=0.0, tensorboard=False, devices=1,
+            **settings,
         )  # fmt: skip
         placement = place(config)
         dtype = compute_dtype(config, placement)

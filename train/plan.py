@@ -88,9 +88,10 @@ def time_of(job: "Job", chosen: "Candidate", device: "Device") -> str:
     if not device.is_here:
         return f"{flops / 1e12:.1f} TFLOP a step for each device, whose rate is not known here"
     rate = matmul_rate(device.type, compute_dtype(chosen.config, device.type))
+    seconds, steps = flops / rate, chosen.config.max_steps
     return (
-        f"{flops / 1e12:.2f} TFLOP a step for each device: {flops / rate:.3g} s or more at the {rate / 1e12:.2f} TFLOP/s "
-        f"that matrix products reach here, {chosen.config.max_steps} steps {chosen.config.max_steps * flops / rate / 3600:.2g} h"
+        f"{flops / 1e12:.2f} TFLOP a step for each device: {seconds:.3g} s or more at the {rate / 1e12:.2f} TFLOP/s "
+        f"that matrix products reach here, {steps * seconds / 3600:.2g} h for {steps} steps"
     )
 
 

@@ -48,8 +48,8 @@ def outline(name: str) -> Outline:
     if name.count("/") == 1 and not Path(name).expanduser().exists() and not _is_cached(name):
         raise UserError(
             f"--base {name}: its numbers are not known before it is fetched, expected a release such as medium or "
-            "facebook/musicgen-medium, a folder, or what is in the hub's cache. Fetch it once, or plan with the release "
-            "that it was made from."
+            "facebook/musicgen-medium, a folder, or what is in the hub's cache. Fetch it once, or plan with the "
+            "release that it was made from."
         )
     base = open_base(name)
     return Outline(place_of(name), base.lm_config, t5_bytes(base.t5_config()), base.codec().spec.frame_rate)

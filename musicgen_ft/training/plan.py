@@ -18,11 +18,11 @@ ADAPTER_LR = 1.0e-4
 """Learning rate of adapters that were chosen here, in place of the default, which is that of whole weights."""
 
 _PROCESS: dict[DeviceType, int] = {"cpu": GIB, "cuda": 3 * GIB // 4}
-"""Taken beside the tensors: by Python and the libraries (measured: 0.7 to 1.0 GiB); by CUDA's context and the libraries'
-workspaces (an assumption: not measured)."""
-_SPARE: dict[DeviceType, float] = {"cpu": 0.1, "cuda": 0.05}
-"""Share of the memory that is not planned with: what allocators lose between their blocks, other programs (an
-assumption)."""
+"""Taken beside the tensors: by Python and the libraries (measured: 0.7 to 0.8 GiB); by CUDA's context and the
+libraries' workspaces (an assumption: not measured)."""
+_SPARE: dict[DeviceType, float] = {"cpu": 0.2, "cuda": 0.05}
+"""Share of the memory that is not planned with: what allocators lose between their blocks, and other programs. On the
+CPU up to 2.9 GiB were lost in steps of a ``small`` (benchmarks/RESULTS.md); on a GPU it is an assumption."""
 _METHODS = ("full", "lora", "qlora")
 _RECOMPUTES = ("none", "selective", "full")
 
@@ -279,7 +279,10 @@ def table(found: Plan) -> str:
         rows.append((*words, *(f"{number / GIB:.2f}" for number in numbers)))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
-        "  ".join(cell.ljust(width) if i < 4 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths)))
+        "  ".join(
+            cell.ljust(width) if i < 4 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
         for row in rows
     ]
     return "\n".join(line.rstrip() for line in lines)
@@ -290,8 +293,8 @@ def summary(chosen: Candidate, device: Device) -> str:
     config = chosen.config
     of = (chosen.memory.total + device.process) / GIB
     return (
-        f"method {config.method}, recompute {config.recompute}, {chosen.micro_batch} clips at once, {chosen.accumulation} "
-        f"times a step, lr {config.lr:g}: {of:.1f} of {device.memory / GIB:.1f} GiB"
+        f"method {config.method}, recompute {config.recompute}, {chosen.micro_batch} clips at once, "
+        f"{chosen.accumulation} times a step, lr {config.lr:g}: {of:.1f} of {device.memory / GIB:.1f} GiB"
     )
 
 
@@ -301,7 +304,7 @@ def shortage(found: Plan, job: Job) -> str:
     needed = (least.memory.total + found.device.process) / (1 - _SPARE[found.device.type]) / GIB
     return (
         f"nothing fits {found.device.memory / GIB:.1f} GiB: the least, method {least.config.method} with recompute "
-        f"{least.config.recompute} and {least.micro_batch} clips of {job.config.segment_s:g} s at once, needs a device of "
-        f"{needed:.1f} GiB. Give shorter clips (--segment_s), leave --method and --recompute open, or take a smaller base "
-        "or a larger device."
+        f"{least.config.recompute} and {least.micro_batch} clips of {job.config.segment_s:g} s at once, needs a "
+        f"device of {needed:.1f} GiB. Give shorter clips (--segment_s), leave --method and --recompute open, or take a "
+        "smaller base or a larger device."
     )

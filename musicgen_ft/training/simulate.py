@@ -1,8 +1,8 @@
 """The memory of a training step, found by running the step on tensors that have shapes and no data.
 
 No formula of activations: the module that trains is built and run, with its own loss, clipping, optimizer and average,
-under torch's ``FakeTensorMode``; a dispatch mode follows which storages are alive. What a kernel allocates inside itself
-is not seen, nor what an allocator loses between its blocks.
+under torch's ``FakeTensorMode``; a dispatch mode follows which storages are alive. What a kernel allocates inside
+itself is not seen, nor what an allocator loses between its blocks.
 
 The tensors pretend to be on the CPU for a GPU too, since fake CUDA tensors go through autograd only where there is one.
 The CPU's fused attention keeps for the backward pass what the GPU's keep (queries, keys, values, output and the
@@ -321,7 +321,7 @@ class _CUDA(TorchFunctionMode):
 
 
 class _FourBit(nn.Module):
-    """As large as bitsandbytes' NF4 layer with double quantization, which multiplies by a matrix made for the moment."""
+    """As large as bitsandbytes' NF4 layer with double quantization; it multiplies by a matrix made for the moment."""
 
     def __init__(self, in_features: int, out_features: int, compute_dtype: torch.dtype) -> None:
         super().__init__()
