@@ -17,12 +17,12 @@ GIB = 2**30
 ADAPTER_LR = 1.0e-4
 """Learning rate of adapters that were chosen here, in place of the default, which is that of whole weights."""
 
-_PROCESS: dict[DeviceType, int] = {"cpu": GIB, "cuda": 3 * GIB // 4}
-"""Taken beside the tensors: by Python and the libraries (measured: 0.7 to 0.8 GiB); by CUDA's context and the
-libraries' workspaces (an assumption: not measured)."""
-_SPARE: dict[DeviceType, float] = {"cpu": 0.2, "cuda": 0.05}
-"""Share of the memory that is not planned with: what allocators lose between their blocks, and other programs. On the
-CPU up to 2.9 GiB were lost in steps of a ``small`` (benchmarks/RESULTS.md); on a GPU it is an assumption."""
+_PROCESS: dict[DeviceType, int] = {"cpu": 7 * GIB // 2, "cuda": 3 * GIB // 4}
+"""Taken beside the tensors. CPU: by Python and the libraries (0.8 GiB), and by what the heap does not give back (up to
+2.9 GiB in steps of a ``small``: benchmarks/RESULTS.md). GPU: by CUDA's context and workspaces (an assumption: not
+measured)."""
+_SPARE: dict[DeviceType, float] = {"cpu": 0.1, "cuda": 0.05}
+"""Share of the memory that is left for other programs and between an allocator's blocks (an assumption)."""
 _METHODS = ("full", "lora", "qlora")
 _RECOMPUTES = ("none", "selective", "full")
 

@@ -30,7 +30,7 @@ OPEN: dict[str, Any] = {"method": "auto", "recompute": "auto", "micro_batch_size
 
 
 def job(*, devices: int = 1, **changes: Any) -> Job:
-    settings: dict[str, Any] = {"batch_size": 6, "segment_s": 4.0, **OPEN, **changes}
+    settings: dict[str, Any] = {"batch_size": 6, "segment_s": 0.4, "lora_rank": 2, **OPEN, **changes}
     return Job(lm_config=LM, config=FinetuneConfig(**settings), text_encoder_bytes=1000, frame_rate=50, devices=devices)
 
 
@@ -115,7 +115,7 @@ def test_what_is_fixed_stays() -> None:
 def test_where_nothing_fits_it_says_what_would() -> None:
     found = plan(job(), device(1))
     text = shortage(found, job())
-    assert "the least, method lora with recompute full and 1 clips of 4 s at once, needs a device of" in text
+    assert "the least, method lora with recompute full and 1 clips of 0.4 s at once, needs a device of" in text
 
 
 def test_devices_share_the_batch_and_hold_the_gradients_twice() -> None:
