@@ -29,6 +29,7 @@ COMMANDS = {
     "prepare": ("data/prepare.py", "encode a labelled corpus into shards"),
     "inspect": ("data/inspect_corpus.py", "what is in a corpus or in shards: hours, labels, quality"),
     "finetune": ("train/finetune.py", "fine-tune a MusicGen on shards"),
+    "plan": ("train/plan.py", "before a download: what fits a memory, and the command for it"),
     "export": ("train/export.py", "make a generator folder of a run"),
     "sample": ("train/sample.py", "play prompts into WAV files"),
     "demo": ("train/demo.py", "all of the above, offline, in minutes"),

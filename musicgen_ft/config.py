@@ -157,8 +157,9 @@ class FinetuneConfig:
     seed: int = 0
     """Of the order of samples, crops, captions and dropouts."""
 
-    method: Literal["full", "lora", "dora", "qlora"] = "full"
-    """full: all weights; lora, dora: small adapters on frozen ones; qlora: lora over a base in 4 bits, on CUDA."""
+    method: Literal["full", "lora", "dora", "qlora", "auto"] = "full"
+    """full: all weights; lora, dora: small adapters on frozen ones; qlora: lora over a base in 4 bits, on CUDA; auto:
+    of full, lora and qlora the first that fits this machine's memory, as plan tells it."""
     lora_rank: int = 16
     """Rank of the adapters."""
     lora_alpha: float = 16.0
@@ -178,8 +179,9 @@ class FinetuneConfig:
     """Optimizer steps of the run."""
     batch_size: int = 16
     """Clips of one optimizer step, over all devices and accumulated micro-batches."""
-    micro_batch_size: int | None = None
-    """Clips at once on one device, at most; none means the batch size over the devices. Less takes less memory."""
+    micro_batch_size: int | Literal["auto"] | None = None
+    """Clips at once on one device, at most; none means the batch size over the devices. Less takes less memory; auto:
+    as many as fit."""
     segment_s: float = 30.0
     """Seconds of a clip; shorter tracks are padded, and the padding is masked."""
     lr: float = 1.0e-5
@@ -208,8 +210,9 @@ class FinetuneConfig:
     """auto: bf16 mixed on a GPU that has it, else fp32."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What a loss or gradient that is not finite does: stop the run, or skip its step, told and counted."""
-    recompute: Literal["none", "selective", "full"] = "none"
-    """Activations computed again rather than kept: of the feed-forward parts (selective), or of whole layers."""
+    recompute: Literal["none", "selective", "full", "auto"] = "none"
+    """Activations computed again rather than kept: of the feed-forward parts (selective), or of whole layers; auto: as
+    few as fit."""
     loss_chunk_frames: int = 4096
     """Frames whose logits are held at a time."""
 
@@ -306,10 +309,45 @@ class FinetuneConfig:
         _probability(self, "dropout", "ema_decay", "cfg_dropout", "lr_min_ratio", "word_dropout", "beta1", "beta2")
         _probability(self, "merge_text_p", "drop_desc_p", "field_keep_p", "field_dropout", "melody_dropout")
         _probability(self, "lora_dropout")
-        for name in ("devices", "micro_batch_size", "save_every_minutes", "milestone_every_steps"):
-            if getattr(self, name) is not None:
+        optional = ("devices", "micro_batch_size", "save_every_minutes", "milestone_every_steps")
+        for name in (*optional, "early_stop_validations", "sample_every_steps"):
+            if getattr(self, name) not in (None, "auto"):
                 _positive(self, name)
-        for name in ("early_stop_validations", "sample_every_steps"):
+
+    @property
+    def is_open(self) -> bool:
+        """Whether something is left to be chosen by the machine's memory."""
+        return "auto" in (self.method, self.recompute, self.micro_batch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    """Before anything is downloaded: how a base can be trained within a memory, GiB for each part, and the command."""
+
+    POSITIONAL: ClassVar[tuple[str, ...]] = ()
+
+    base: str
+    """Model to start from: small, medium, large, melody, stereo-..., nano, a hub id of those, or a folder."""
+    memory_gib: float | None = None
+    """Memory of a device, in GiB; none means this machine's GPU, or its RAM."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """Kind of device; auto: a GPU where there is one or memory_gib is given, else the CPU."""
+    devices: int = 1
+    """Devices that share a batch, each with so much memory."""
+    segment_s: float | None = None
+    """Seconds of a clip; none means as finetune_config says."""
+    batch_size: int | None = None
+    """Clips of one optimizer step; none means as finetune_config says."""
+    method: Literal["full", "lora", "dora", "qlora", "auto"] | None = None
+    """Only this one; none means as finetune_config says."""
+    recompute: Literal["none", "selective", "full", "auto"] | None = None
+    """Only this one; none means as finetune_config says."""
+    finetune_config: str = "auto"
+    """All else of the run: a name in configs/finetune, or a file; auto leaves open what can be chosen."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "devices")
+        for name in ("memory_gib", "segment_s", "batch_size"):
             if getattr(self, name) is not None:
                 _positive(self, name)
 

@@ -1,6 +1,7 @@
 """Which device a recipe runs on, and which of its processes speaks."""
 
 import os
+from pathlib import Path
 
 import torch
 
@@ -33,6 +34,16 @@ def local_device(name: str) -> torch.device:
         number = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
         return torch.device("cuda", number % torch.cuda.device_count())
     return device
+
+
+def total_memory(device_type: str) -> int:
+    """Bytes of the smallest of this machine's GPUs (``cuda``), or of its RAM as far as this process may have it."""
+    if device_type == "cuda":
+        return min(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count()))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = Path("/sys/fs/cgroup/memory.max")  # of a container, where there is one; "max" means none
+    text = limit.read_text(encoding="ascii").strip() if limit.is_file() else "max"
+    return min(memory, int(text)) if text.isdigit() else memory
 
 
 def is_main_process() -> bool:

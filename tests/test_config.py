@@ -5,7 +5,7 @@ import dataclasses
 import inspect
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -17,6 +17,7 @@ from musicgen_ft.config import (
     ExportConfig,
     FinetuneConfig,
     InspectConfig,
+    PlanConfig,
     PrepareConfig,
     SampleConfig,
     SynthesizeConfig,
@@ -32,6 +33,7 @@ CLASSES: dict[str, type[Any]] = {
     "prepare": PrepareConfig,
     "inspect": InspectConfig,
     "finetune": FinetuneConfig,
+    "plan": PlanConfig,
     "export": ExportConfig,
     "sample": SampleConfig,
     "demo": DemoConfig,
@@ -41,6 +43,7 @@ REQUIRED: dict[str, list[str]] = {
     "prepare": ["corpus", "--out", "shards"],
     "inspect": ["corpus"],
     "finetune": ["shards", "--out", "run"],
+    "plan": ["--base", "small"],
     "export": ["run", "--out", "generator"],
     "sample": ["generator", "--out", "wavs", "--prompt", "a waltz"],
     "demo": ["--out", "demo"],
@@ -48,7 +51,7 @@ REQUIRED: dict[str, list[str]] = {
 """Of every command, the arguments that it cannot do without."""
 MAX_KEYS = 45
 SHIPPED = sorted(config_folder().rglob("*.yaml"))
-NUM_SHIPPED = 10  # as of the first release; whoever adds a YAML counts it here, so that none gets lost unseen
+NUM_SHIPPED = 11  # as of the first release; whoever adds a YAML counts it here, so that none gets lost unseen
 
 every_yaml = pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
 every_class = pytest.mark.parametrize("command", CLASSES)
@@ -210,6 +213,7 @@ POSITIVE = {
         *("save_every_minutes", "keep_last", "milestone_every_steps", "timeout_minutes", "lora_rank", "lora_alpha"),
         *("early_stop_validations", "forgetting_s", "sample_every_steps", "sample_s"),
     ],
+    "plan": ["memory_gib", "devices", "segment_s", "batch_size"],
     "sample": ["duration_s", "batch_size", "stride_s"],
     "demo": ["tracks", "duration_s"],
 }
@@ -275,7 +279,7 @@ def test_every_number_of_every_config_is_checked() -> None:
         (command, field.name)
         for command, config in CLASSES.items()
         for field in dataclasses.fields(config)
-        if field.type in (int, float, int | None, float | None)
+        if field.type in (int, float, int | None, float | None, int | Literal["auto"] | None)
     }
     assert numbers == checked
 

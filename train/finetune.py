@@ -3,6 +3,7 @@
 musicgen-ft finetune shards --out run
 musicgen-ft finetune shards --out run --config small --lr 3.0e-5 --max_steps 2000
 musicgen-ft finetune shards --out run --config lora --lora_rank 32
+musicgen-ft finetune shards --out run --config auto
 musicgen-ft finetune --resume run
 torchrun --nproc-per-node 4 train/finetune.py shards --out run
 sbatch configs/slurm/finetune.sbatch shards run
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from musicgen_ft.cli import run_recipe
 from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.errors import UserError
 
 if TYPE_CHECKING:
     from musicgen_ft.checkpoint.base import Base
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from musicgen_ft.shards.format import Manifest
     from musicgen_ft.training.preempt import StopRequests
     from musicgen_ft.training.run import RunInfo
+    from musicgen_ft.training.trainer import Placement
 
 
 def main(config: FinetuneConfig) -> None:
@@ -68,6 +71,8 @@ def train(config: FinetuneConfig, stop: "StopRequests") -> None:
         if is_main:
             print(f"run: {out}, {saved.step} steps, {reason(saved.early_stop)}: there is nothing to go on with")
         return
+    if config.is_open and not is_new:
+        raise UserError("--resume goes on as the run was planned; found auto given. Leave it out, or give a number.")
     placement = place(config)
     check_method(config, placement.accelerator)
     check_optimizer(config)
@@ -85,6 +90,12 @@ def train(config: FinetuneConfig, stop: "StopRequests") -> None:
     config = dataclasses.replace(
         config, shards=shards, base=base.place, text_encoder=text_encoder, text_padding=text_padding
     )
+    if config.is_open:
+        if config.strategy == "fsdp" and placement.world > 1:
+            raise UserError("--config auto plans for models that are whole on each device. Leave --strategy fsdp out.")
+        config = resolved(config, base, placement)
+        placement = place(config)
+        check_method(config, placement.accelerator)
     margin_frames = base.lm_config.make_pattern().num_margin_frames
     data = build_data(config, index, placement, margin_frames=margin_frames)
     has_valid = manifest.num_tracks["valid"] > 0
@@ -134,6 +145,36 @@ def train(config: FinetuneConfig, stop: "StopRequests") -> None:
         line += [module.standing()] if has_valid else []
         line += stopped_early(trainer)
         print(", ".join(line))
+
+
+def resolved(config: FinetuneConfig, base: "Base", placement: "Placement") -> FinetuneConfig:
+    """What is left open, chosen for this machine's memory; every process comes to the same on machines that are alike.
+
+    Raises:
+        UserError: if nothing fits, with what would be needed.
+    """
+    from musicgen_ft.checkpoint.released import t5_bytes
+    from musicgen_ft.devices import is_main_process, total_memory
+    from musicgen_ft.training.plan import Device, Job, plan, shortage, summary
+
+    kind = "cuda" if placement.accelerator == "gpu" else "cpu"
+    memory = total_memory(kind)
+    if kind == "cpu":  # its processes share the RAM
+        memory //= placement.devices
+    device = Device(type="cuda" if kind == "cuda" else "cpu", memory=memory, is_here=True)
+    job = Job(
+        lm_config=base.lm_config,
+        config=config,
+        text_encoder_bytes=t5_bytes(base.t5_config()),
+        frame_rate=base.codec().spec.frame_rate,
+        devices=placement.world,
+    )
+    found = plan(job, device)
+    if found.chosen is None:
+        raise UserError(shortage(found, job))
+    if is_main_process():
+        print(f"planned: {summary(found.chosen, device)}", file=sys.stderr)
+    return found.chosen.config
 
 
 def describe(config: FinetuneConfig, manifest: "Manifest", base: "Base", state: "State") -> "RunInfo":

@@ -136,12 +136,22 @@ class Base:
         """The frozen T5 encoder with its tokenizer."""
         if self.other_t5 is not None:
             folder = _locate(self.other_t5)
-            return transformers_format.read_text_encoder(folder, _t5_config(folder), prefix="", id=self.t5_id)
+        elif self.flavour == "transformers":
+            return transformers_format.read_text_encoder(
+                self.folder, self.t5_config(), prefix="text_encoder.", id=self.t5_id
+            )
+        else:
+            folder = self._t5_folder()
+        return transformers_format.read_text_encoder(folder, _t5_config(folder), prefix="", id=self.t5_id)
+
+    def t5_config(self) -> T5Config:
+        """The numbers of its text encoder."""
+        if self.other_t5 is not None:
+            return _t5_config(_locate(self.other_t5))
         if self.flavour == "transformers":
             config: Any = transformers_format.read_config(self.folder).text_encoder
-            return transformers_format.read_text_encoder(self.folder, config, prefix="text_encoder.", id=self.t5_id)
-        folder = self._t5_folder()
-        return transformers_format.read_text_encoder(folder, _t5_config(folder), prefix="", id=self.t5_id)
+            return cast(T5Config, config)
+        return _t5_config(self._t5_folder())
 
     @cached_property
     def t5_id(self) -> str:

@@ -22,10 +22,11 @@ from musicgen_ft.model.lm import LanguageModel
 from musicgen_ft.shards.batch import Batch
 from musicgen_ft.shards.datamodule import ShardDataModule
 from musicgen_ft.training.ema import EMA, trainable
+from musicgen_ft.training.flops import model_flops_per_frame
 from musicgen_ft.training.forgetting import ForgettingProbe
 from musicgen_ft.training.fsdp import ShardedRanks, clip_grad_norm
 from musicgen_ft.training.loss import CodebookLoss, mean_loss, state_sums
-from musicgen_ft.training.mfu import flops_per_frame, matrix_rate
+from musicgen_ft.training.matrix_rate import matrix_rate
 from musicgen_ft.training.optim import build_optimizer, warmup_cosine
 from musicgen_ft.training.throughput import Throughput
 
@@ -43,6 +44,7 @@ class FinetuneModule(lightning.LightningModule):
         super().__init__()
         self.strict_loading = False  # what is frozen is in no checkpoint: on_load_checkpoint looks for all others
         self.lm = lm
+        assert config.recompute != "auto", "resolve the config first"
         lm.set_recompute(config.recompute)
         self.config = config
         # Of a model that is to be shared out, configure_model makes it afterwards.
@@ -261,7 +263,7 @@ class FinetuneModule(lightning.LightningModule):
         """Measures what the device could do."""
         dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.trainer.precision, torch.float32)
         rate = matrix_rate(self.trainer.strategy.root_device, dtype)
-        self.throughput.begin(flops_per_frame=partial(flops_per_frame, self.lm), matrix_rate=rate)
+        self.throughput.begin(flops_per_frame=partial(model_flops_per_frame, self.lm), matrix_rate=rate)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what is trained; adds the average, and the losses that a model card tells."""

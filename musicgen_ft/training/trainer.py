@@ -65,7 +65,8 @@ def place(config: FinetuneConfig) -> Placement:
     if config.strategy == "fsdp" and world > 1:
         check_sharding(config)
     share = max(1, config.batch_size // world)
-    micro_batch = min(config.micro_batch_size or share, share)
+    asked = None if config.micro_batch_size == "auto" else config.micro_batch_size
+    micro_batch = min(asked or share, share)
     try:
         micro_batches = micro_batches_per_step(global_batch=config.batch_size, micro_batch=micro_batch, world=world)
     except ValueError as error:
