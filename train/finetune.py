@@ -56,6 +56,8 @@ def train(config: FinetuneConfig, stop: "StopRequests") -> None:
     if config.resume is not None:
         run = RunFolder.open(config.resume)
         config = resumed_config(config, run.config())
+        if config.is_open:
+            raise UserError("--resume goes on as the run was planned; found auto. Leave it out, or give a number.")
         saved = run.saved()  # None: it was killed before its first save, and begins anew
     elif is_main:
         check_free(config)
@@ -64,8 +66,6 @@ def train(config: FinetuneConfig, stop: "StopRequests") -> None:
         if is_main:
             print(f"run: {out}, all its {config.max_steps} steps are made")
         return
-    if config.is_open and not is_new:
-        raise UserError("--resume goes on as the run was planned; found auto given. Leave it out, or give a number.")
     placement = place(config)
     check_method(config, placement.accelerator)
     caption_policy(config)  # refuses a template that it cannot read

@@ -28,7 +28,7 @@ def counted(lm: LanguageModel, text: TextStates) -> int:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         states = lm.train().states(codes, text, melody)
         mask = torch.ones(B, 4, T, dtype=torch.bool)
-        mean_loss(*state_sums(states, lm.heads, codes, mask)).ce.backward()  # type: ignore[no-untyped-call]
+        mean_loss(*state_sums(states, lm.heads, codes, mask)).ce.backward()
     return int(counter.get_total_flops())
 
 
@@ -70,7 +70,7 @@ def test_model_operations_do_not_depend_on_how_they_are_computed(make_lm: Callab
     lm = make_lm().requires_grad_(True)
     of = {}
     for recompute in ("none", "selective", "full"):
-        lm.set_recompute(recompute)  # type: ignore[arg-type]
+        lm.set_recompute(recompute)
         of[recompute] = ours(lm)
     assert len({flops.model for flops in of.values()}) == 1
     assert of["none"].hardware < of["selective"].hardware < of["full"].hardware
