@@ -196,7 +196,7 @@ def test_help_explains_every_option_and_imports_no_torch(command: str) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stderr == "[]\n"
     assert done.stdout.startswith(f"usage: musicgen-ft {command} ")
-    assert ("--memory_gib MEMORY_GIB" if command == "plan" else "--out OUT") in done.stdout
+    assert ("--base BASE" if command == "plan" else "--out OUT") in done.stdout  # a plan makes nothing
 
 
 def test_the_overview_names_every_command(script: Path) -> None:
@@ -219,7 +219,7 @@ def test_print_config_prints_what_a_config_file_may_hold(command: str, script: P
     done = subprocess.run([script, command, "--print_config"], capture_output=True, text=True, check=False)
 
     assert (done.returncode, done.stderr) == (0, "")
-    assert ("memory_gib" if command == "plan" else "out") in yaml.safe_load(done.stdout)
+    assert ("base" if command == "plan" else "out") in yaml.safe_load(done.stdout)
 
 
 def test_print_config_shows_the_resolved_values(my_config: Callable[[str], str], script: Path) -> None:

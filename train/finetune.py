@@ -59,6 +59,8 @@ def train(config: FinetuneConfig, stop: "StopRequests") -> None:
     if config.resume is not None:
         run = RunFolder.open(config.resume)
         config = resumed_config(config, run.config())
+        if config.is_open:
+            raise UserError("--resume goes on as the run was planned; found auto. Leave it out, or give a number.")
         saved = run.saved()  # None: it was killed before its first save, and begins anew
     elif is_main:
         check_free(config)
@@ -71,8 +73,6 @@ def train(config: FinetuneConfig, stop: "StopRequests") -> None:
         if is_main:
             print(f"run: {out}, {saved.step} steps, {reason(saved.early_stop)}: there is nothing to go on with")
         return
-    if config.is_open and not is_new:
-        raise UserError("--resume goes on as the run was planned; found auto given. Leave it out, or give a number.")
     placement = place(config)
     check_method(config, placement.accelerator)
     check_optimizer(config)

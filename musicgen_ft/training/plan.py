@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -22,8 +23,8 @@ _PROCESS: dict[DeviceType, int] = {"cpu": 7 * GIB // 2, "cuda": 3 * GIB // 4}
 measured)."""
 _SPARE: dict[DeviceType, float] = {"cpu": 0.1, "cuda": 0.05}
 """Share of the memory that is left for other programs and between an allocator's blocks (an assumption)."""
-_METHODS = ("full", "lora", "qlora")
-_RECOMPUTES = ("none", "selective", "full")
+_METHODS: tuple[Literal["full", "lora", "qlora"], ...] = ("full", "lora", "qlora")
+_RECOMPUTES: tuple[Literal["none", "selective", "full"], ...] = ("none", "selective", "full")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,9 +134,11 @@ def plan(job: Job, device: Device, *, further: bool = False, tell: Callable[[str
             if config.method != choices[-1].method and smallest.memory.lasting > device.budget:
                 hopeless.add(config.method)  # whatever is computed again
             continue
-        more = ()
+        more: tuple[Candidate, ...] = ()
         if further and fitting.config.method == "full" and job.config.method == "auto":
-            adapters = dataclasses.replace(config, method="lora", recompute=_fixed(job.config.recompute, "none"))
+            adapters = dataclasses.replace(
+                config, method="lora", recompute="none" if job.config.recompute == "auto" else job.config.recompute
+            )
             more = (_simulated(job, adapters, device, _sizes(job)[0], tell),)
         chosen = dataclasses.replace(fitting, config=_resolved(job.config, fitting))
         return Plan(device=device, chosen=chosen, rejected=tuple(rejected), further=more)
@@ -172,11 +175,11 @@ def _largest(
     largest = _simulated(job, config, device, sizes[-1], tell)
     if largest.memory.total <= device.budget:
         return largest, smallest
-    # Memory grows with the micro-batch about along a line: the last size below it may not fit, the next above it may.
+    # Memory grows nearly along a line: the size above what it promises may fit, and none further up.
     each = (largest.memory.total - smallest.memory.total) / (sizes[-1] - sizes[0])
     most = sizes[0] + (device.budget - smallest.memory.total) / each
-    below = [size for size in sizes[1:-1] if size <= most]
-    for size in reversed(sizes[1:-1][: len(below) + 1]):
+    promised = sum(size <= most for size in sizes)
+    for size in reversed(sizes[1 : min(promised + 1, len(sizes) - 1)]):
         candidate = _simulated(job, config, device, size, tell)
         if candidate.memory.total <= device.budget:
             return candidate, smallest
@@ -219,10 +222,6 @@ def compute_dtype(config: FinetuneConfig, device: DeviceType) -> torch.dtype:
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[chosen]
 
 
-def _fixed(recompute: str, otherwise: str) -> str:
-    return otherwise if recompute == "auto" else recompute
-
-
 # ---- time ------------------------------------------------------------------------------------------------------------
 
 
@@ -246,7 +245,7 @@ def step_flops(job: Job, config: FinetuneConfig) -> int:
 def table(found: Plan) -> str:
     """Rows of all candidates, GiB of each part."""
     head = ("", "method", "recompute", "clips", "weights", "gradients", "optimizer", "average", "activations")
-    rows = [(*head, "T5", "process", "total")]
+    rows: list[tuple[str, ...]] = [(*head, "T5", "process", "total")]
     marked = [("no", candidate) for candidate in found.rejected]
     marked += [("yes", found.chosen)] if found.chosen is not None else []
     marked += [("(yes)", candidate) for candidate in found.further]

@@ -152,7 +152,7 @@ def _steps(
         loss = module.loss(batch).ce
     if not accumulates:  # only now: until here the gradients of the step before are still there
         optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
 
 
 def _remember_steps(config: LMConfig, num_frames: int) -> None:
@@ -216,7 +216,7 @@ class _Storages(TorchDispatchMode):
     """Counts the bytes of all storages that are alive, by part, and keeps the counts of the worst moment."""
 
     def __init__(self, device: DeviceType) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.is_cuda = device == "cuda"
         self.now: dict[str, int] = dict.fromkeys(("weights", "gradients", "optimizer", "average", "activations"), 0)
         self.at_peak = dict(self.now)
@@ -343,10 +343,10 @@ class _FourBit(nn.Module):
 
 class _FourBitProduct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, shape: tuple[int, int]) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, shape: tuple[int, int]) -> Tensor:
         ctx.shape = shape
         return F.linear(x, x.new_empty(shape))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient @ gradient.new_empty(ctx.shape), None

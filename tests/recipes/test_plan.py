@@ -67,7 +67,8 @@ def test_a_run_plans_itself_and_keeps_what_it_chose(planned: tuple[Path, str]) -
     assert (config["method"], config["recompute"], config["micro_batch_size"]) == ("full", "full", 4)
 
 
-def test_a_resume_plans_nothing(planned: tuple[Path, str], command: Command) -> None:
+def test_a_resume_plans_nothing(planned: tuple[Path, str], command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("musicgen_ft.training.plan.plan", lambda *_, **__: pytest.fail("planned again"))
     result = command("finetune", "--resume", planned[0])
     assert result.status == 0, result.err
     assert "planned" not in result.err

@@ -123,7 +123,7 @@ def test_devices_share_the_batch_and_hold_the_gradients_twice() -> None:
 
 
 def test_a_step_is_its_clips_and_what_is_computed_again() -> None:
-    fixed = {"method": "full", "recompute": "none", "micro_batch_size": 1}
+    fixed: dict[str, Any] = {"method": "full", "recompute": "none", "micro_batch_size": 1}
     two, four = (job(batch_size=n, **fixed) for n in (2, 4))
     assert step_flops(four, four.config) == 2 * step_flops(two, two.config) > 0
     again = dataclasses.replace(four.config, recompute="full")
