@@ -343,6 +343,8 @@ class SampleConfig:
     """Folder for the files."""
     melody: Path | None = None
     """Audio file whose melody all prompts follow, for a generator made from a melody base."""
+    adapter: tuple[str, ...] = ()
+    """FOLDER or FOLDER=STRENGTH of an adapter of this generator, 1 where not said; give it again to blend several."""
     duration_s: float = 10.0
     """Seconds of audio; beyond what the model was trained on, by a moving window."""
     top_k: int = 250
@@ -370,6 +372,8 @@ class SampleConfig:
         _probability(self, "top_p")
         if not self.prompt:
             raise ValueError("prompt: found none, expected at least one. Give --prompt TEXT.")
+        if self.adapter and self.engine != "native":
+            raise ValueError(f"--adapter goes with --engine native, found {self.engine}: that one plays merged exports.")
 
 
 @dataclass(frozen=True, kw_only=True)

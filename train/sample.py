@@ -4,6 +4,7 @@ musicgen-ft sample generator --prompt "slow waltz with strings" --prompt "techno
 musicgen-ft sample facebook/musicgen-small --prompt "lofi hip hop" --out wavs --duration_s 20 --seed 7
 musicgen-ft sample generator --prompt "chiptune" --out wavs --engine audiocraft
 musicgen-ft sample facebook/musicgen-melody --prompt "string quartet" --melody whistled.wav --out wavs
+musicgen-ft sample facebook/musicgen-small --adapter lofi --adapter waltz=0.5 --prompt "lofi waltz" --out wavs
 """
 
 from pathlib import Path
@@ -25,14 +26,16 @@ def main(config: SampleConfig) -> None:
     from musicgen_ft.checkpoint.base import open_base
     from musicgen_ft.devices import resolve_device
     from musicgen_ft.files import refuse_used, write_json
+    from musicgen_ft.generation.adapters import parse_adapters
     from musicgen_ft.generation.options import GenerationOptions
     from musicgen_ft.generation.sampling import Sampling
     from musicgen_ft.peers.engines import open_engine
 
     refuse_used(config.out)
+    adapters = parse_adapters(config.adapter)
     base = open_base(config.generator)
     melody = None if config.melody is None else read_melody(config.melody, base.lm_config, config.generator)
-    engine = open_engine(config.engine, base, device=resolve_device(config.device))
+    engine = open_engine(config.engine, base, device=resolve_device(config.device), adapters=adapters)
     options = GenerationOptions(
         duration_s=config.duration_s,
         sampling=Sampling(top_k=config.top_k, top_p=config.top_p, temperature=config.temperature),
@@ -56,6 +59,7 @@ def main(config: SampleConfig) -> None:
             path = config.out / f"{number:03d}_{slug(prompt)}.wav"
             write_wav(path, normalize_loudness(waveform, engine.sample_rate), engine.sample_rate)
             how = {**to_plain(config), "prompt": prompt, "seed": seed, "sample_rate": engine.sample_rate}
+            how["adapter"] = {str(folder): strength for folder, strength in adapters.items()}
             write_json(path.with_suffix(".json"), {**how, "toolkit_version": __version__})
             print(path)
 
