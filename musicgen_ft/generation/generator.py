@@ -14,6 +14,7 @@ from torch import Tensor
 from musicgen_ft.chroma import MelodyStates, chromagram, generation_melody
 from musicgen_ft.codec import Codec
 from musicgen_ft.errors import UserError
+from musicgen_ft.generation.collapse import LoopWatcher
 from musicgen_ft.generation.decode import Progress, generate_codes, generate_long
 from musicgen_ft.generation.options import GenerationOptions
 from musicgen_ft.model.conditioning import TextEncoder
@@ -57,6 +58,7 @@ class Generator:
         seeds: Sequence[int],
         melodies: Sequence[Melody | None] | None = None,
         progress: Progress | None = None,
+        watchers: Sequence[LoopWatcher] = (),
     ) -> Tensor:
         """Plays each description.
 
@@ -66,6 +68,7 @@ class Generator:
             seeds: B of them.
             melodies: B of them, for a model that takes melodies; None is no melody.
             progress: told after every step of decoding.
+            watchers: B of them, or none; each is shown the codes of its piece.
 
         Returns:
             float32 [B, C, L] on the CPU.
@@ -87,9 +90,17 @@ class Generator:
             raise UserError("this generator takes no melody, found one. Use one made from facebook/musicgen-melody.")
         lengths = text.mask.sum(-1)
         if chroma is not None and len(lengths.unique()) > 1:
+            rows = [slice(i, i + 1) for i in range(len(descriptions))]
             alone = [
-                self.generate([description], options, seeds=[seed], melodies=[melody], progress=progress)
-                for description, seed, melody in zip(descriptions, seeds, melodies, strict=True)
+                self.generate(
+                    descriptions[row],
+                    options,
+                    seeds=seeds[row],
+                    melodies=melodies[row],
+                    progress=progress,
+                    watchers=watchers[row],
+                )
+                for row in rows
             ]
             return torch.cat(alone)
 
@@ -125,6 +136,8 @@ class Generator:
                 melody=None if chroma is None else melody_at,
                 progress=progress,
             )
+        for watcher, of_piece in zip(watchers, codes, strict=False):
+            watcher.add(of_piece)
         return self.codec.decode(codes).cpu()
 
     def _melody(self, melodies: Sequence[Melody | None], start: int, *, is_whole: bool) -> MelodyStates:

@@ -14,6 +14,7 @@ from musicgen_ft.checkpoint.adapter import made_for, read_adapter
 from musicgen_ft.checkpoint.base import Base
 from musicgen_ft.errors import UserError
 from musicgen_ft.generation.adapters import AdapterMixer
+from musicgen_ft.generation.collapse import LoopWatcher
 from musicgen_ft.generation.decode import Progress
 from musicgen_ft.generation.generator import Generator, Melody
 from musicgen_ft.generation.options import GenerationOptions
@@ -32,6 +33,11 @@ class Engine(Protocol):
         """Of the waveforms, in Hz."""
         ...
 
+    @property
+    def frame_rate(self) -> float:
+        """Of the codes, in frames per second."""
+        ...
+
     def play(
         self,
         prompts: Sequence[str],
@@ -40,14 +46,17 @@ class Engine(Protocol):
         seeds: Sequence[int],
         melody: Melody | None,
         progress: Progress,
+        watchers: Sequence[LoopWatcher] = (),
     ) -> Tensor:
-        """Waveforms float [B, C, L], all with one melody. The peers draw for the whole batch from its first seed."""
+        """Waveforms float [B, C, L], all with one melody.
+
+        The peers draw for the whole batch from its first seed, and show the ``watchers`` nothing: they keep their codes
+        to themselves.
+        """
         ...
 
 
-def open_engine(
-    name: str, base: Base, *, device: torch.device, adapters: Mapping[Path, float] | None = None
-) -> Engine:
+def open_engine(name: str, base: Base, *, device: torch.device, adapters: Mapping[Path, float] | None = None) -> Engine:
     """The engine ``native``, ``audiocraft`` or ``transformers`` on a base; ``native`` with adapters at these strengths.
 
     Raises:
@@ -106,6 +115,10 @@ class _Native:
     def sample_rate(self) -> int:
         return self.generator.sample_rate
 
+    @property
+    def frame_rate(self) -> float:
+        return self.generator.codec.spec.frame_rate
+
     def play(
         self,
         prompts: Sequence[str],
@@ -114,9 +127,12 @@ class _Native:
         seeds: Sequence[int],
         melody: Melody | None,
         progress: Progress,
+        watchers: Sequence[LoopWatcher] = (),
     ) -> Tensor:
         melodies = None if melody is None else [melody] * len(prompts)
-        return self.generator.generate(prompts, options, seeds=seeds, melodies=melodies, progress=progress)
+        return self.generator.generate(
+            prompts, options, seeds=seeds, melodies=melodies, progress=progress, watchers=watchers
+        )
 
 
 @dataclass(frozen=True)
@@ -127,6 +143,10 @@ class _Audiocraft:
     def sample_rate(self) -> int:
         return int(self.generator.sample_rate)
 
+    @property
+    def frame_rate(self) -> float:
+        return float(self.generator.frame_rate)
+
     def play(
         self,
         prompts: Sequence[str],
@@ -135,6 +155,7 @@ class _Audiocraft:
         seeds: Sequence[int],
         melody: Melody | None,
         progress: Progress,
+        watchers: Sequence[LoopWatcher] = (),
     ) -> Tensor:
         tune = None if melody is None else torch.from_numpy(melody)
         return audiocraft.generate(self.generator, prompts, options, seed=seeds[0], melody=tune, progress=progress)
@@ -148,6 +169,10 @@ class _Transformers:
     def sample_rate(self) -> int:
         return int(self.generator.config.audio_encoder.sampling_rate)
 
+    @property
+    def frame_rate(self) -> float:
+        return float(self.generator.config.audio_encoder.frame_rate)
+
     def play(
         self,
         prompts: Sequence[str],
@@ -156,6 +181,7 @@ class _Transformers:
         seeds: Sequence[int],
         melody: Melody | None,
         progress: Progress,
+        watchers: Sequence[LoopWatcher] = (),
     ) -> Tensor:
         tune = None if melody is None else torch.from_numpy(melody)
         return transformers.generate(self.generator, prompts, options, seed=seeds[0], melody=tune, progress=progress)

@@ -53,9 +53,7 @@ def planted(before: int, period: int, num_repeated: int, after: int, *, seed: in
 
 
 def spans(loops: tuple[Loop, ...]) -> list[tuple[int, int, int]]:
-    return [
-        (round(loop.start_s * RATE), round(loop.stop_s * RATE), round(loop.period_s * RATE)) for loop in loops
-    ]
+    return [(round(loop.start_s * RATE), round(loop.stop_s * RATE), round(loop.period_s * RATE)) for loop in loops]
 
 
 def needed(period: int) -> int:
@@ -169,9 +167,7 @@ def by_definition(codes: Tensor) -> set[tuple[int, int, int]]:
     return {
         run
         for run in runs
-        if not any(
-            o != run and o[0] <= run[0] and run[1] <= o[1] and (o[:2] != run[:2] or o[2] < run[2]) for o in runs
-        )
+        if not any(o != run and o[0] <= run[0] and run[1] <= o[1] and (o[:2] != run[:2] or o[2] < run[2]) for o in runs)
     }
 
 
@@ -248,9 +244,7 @@ def test_a_collapse_is_told_in_a_line_and_as_json() -> None:
 # ---- music -----------------------------------------------------------------------------------------------------------
 
 
-def test_music_with_a_beat_is_no_loop_and_not_silent(
-    tmp_path: Path, make_collapse: Callable[[Path], Collapse]
-) -> None:
+def test_music_with_a_beat_is_no_loop_and_not_silent(tmp_path: Path, make_collapse: Callable[[Path], Collapse]) -> None:
     """The synthesized corpus repeats bars and drum patterns note by note; its codes never do."""
     synthesize_corpus(tmp_path, num_tracks=12, seed=1, duration_s=6.0)
     tracks = sorted(tmp_path.rglob("*.wav"))
