@@ -52,7 +52,8 @@ def test_without_retries_every_piece_is_played_once() -> None:
 
 
 def test_what_has_not_collapsed_is_better_than_what_has_lost_less() -> None:
-    whole = Take(2, torch.zeros(1, 3), Collapse(duration_s=9.0, loops=(), silent_share=0.5, ends_silent_s=1.0, is_silent=False))  # fmt: skip
+    pauses = Collapse(duration_s=9.0, loops=(), silent_share=0.5, ends_silent_s=1.0, is_silent=False)
+    whole = Take(2, torch.zeros(1, 3), pauses)
     lost = take(1, ends_silent_s=3.0)
     assert whole.collapse.lost_s > lost.collapse.lost_s
     assert best_take([lost, whole]) is whole
