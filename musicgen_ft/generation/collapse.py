@@ -141,7 +141,7 @@ class LoopWatcher:
     @property
     def found(self) -> tuple[Loop, ...]:
         """The loops so far, by start; those within a longer one, as twice its period is, are left out."""
-        runs = [*self._ended, *(self._run(place) for place in self._going_on)]
+        runs = [*self._ended, *(self._run(place) for place in self._going_on.tolist())]
         loops, last_stop = [], 0
         for start, stop, period in sorted(runs, key=lambda run: (run[0], -run[1], run[2])):
             if stop > last_stop:
@@ -173,7 +173,7 @@ class LoopWatcher:
             is_same = self._frames[t : t + P] == number
             if len(self._going_on):
                 stays = is_same[self._going_on]
-                self._ended += [self._run(place) for place in self._going_on[~stays]]
+                self._ended += [self._run(place) for place in self._going_on[~stays].tolist()]
                 self._going_on = self._going_on[stays]
             self._counts += 1
             self._counts *= is_same

@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,22 @@ def test_one_adapter_over_the_base_is_the_merged_export_and_the_base_comes_back(
         assert all(torch.equal(found[weight], value) for weight, value in export.items())
     mixer.blend({})
     assert all(torch.equal(lm.state_dict()[weight], value) for weight, value in base.lm_state().items())
+
+
+def test_the_lines_of_python_that_the_docs_show_play(
+    adapters: dict[str, Path], nano_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(adapters["lofi"].parent)
+    lines = snippet.replace('"facebook/musicgen-small"', repr(str(nano_folder))).replace(
+        "duration_s=10", "duration_s=0.2"
+    )
+    scope: dict[str, Any] = {}
+    exec(compile(lines, "docs/adapters.md", "exec"), scope)
+
+    one, other, plain = scope["waveforms"]
+    assert not torch.equal(one, other) and not torch.equal(one, plain) and not torch.equal(other, plain)
 
 
 def test_sample_plays_adapters_over_their_base_and_writes_down_how_strongly(
