@@ -399,6 +399,8 @@ class SampleConfig:
     """Folder for the files."""
     melody: Path | None = None
     """Audio file whose melody all prompts follow, for a generator made from a melody base."""
+    adapter: tuple[str, ...] = ()
+    """FOLDER or FOLDER=STRENGTH of an adapter of this generator, 1 where not said; give it again to blend several."""
     duration_s: float = 10.0
     """Seconds of audio; beyond what the model was trained on, by a moving window."""
     top_k: int = 250
@@ -415,6 +417,8 @@ class SampleConfig:
     """Prompts at once."""
     stride_s: float = 18.0
     """Seconds by which the window moves on in long pieces."""
+    retry_silent: int = 0
+    """Times that a piece is played again that fell silent or into a loop, with seed + 1000000, + 2000000, ..."""
     engine: Literal["native", "audiocraft", "transformers"] = "native"
     """Whose code plays."""
     device: str = "auto"
@@ -422,10 +426,16 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "duration_s", "batch_size", "stride_s")
-        _not_negative(self, "top_k", "temperature", "cfg_coef", "seed")
+        _not_negative(self, "top_k", "temperature", "cfg_coef", "seed", "retry_silent")
         _probability(self, "top_p")
         if not self.prompt:
             raise ValueError("prompt: found none, expected at least one. Give --prompt TEXT.")
+        if self.retry_silent and self.temperature == 0:
+            raise ValueError("--retry_silent: at --temperature 0 every seed plays the same. Leave one of them out.")
+        if self.adapter and self.engine != "native":
+            raise ValueError(
+                f"--adapter goes with --engine native, found {self.engine}: that one plays merged exports."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,11 +19,13 @@ from musicgen_ft.errors import UserError
 from musicgen_ft.files import read_json, write_json
 from musicgen_ft.model.conditioning import TextStates
 from musicgen_ft.model.lm import LanguageModel, LMConfig
-from musicgen_ft.model.lora import AdapterSpec, by_module, is_part, merged
+from musicgen_ft.model.lora import AdapterSpec, by_module, is_part, merged, touched_weights
 from musicgen_ft.weights import write_safetensors
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+FACTS_FILE = "musicgen_ft.json"
+"""What export tells of a run, beside an adapter of ours."""
 
 # What changes the numbers and is not done here; PEFT's other fields only tell how the adapter was trained.
 _REFUSED = (
@@ -141,8 +143,18 @@ def load_adapter(lm: LanguageModel, folder: Path, *, strength: float = 1.0) -> A
 
 def touched(adapter: Adapter) -> list[str]:
     """The weights that it changes, under our names."""
-    whole = [name for name in adapter.tensors if not is_part(name)]
-    return sorted({*whole, *(f"{module}.weight" for module in by_module(adapter.tensors))})
+    return touched_weights(adapter.tensors)
+
+
+def made_for(folder: Path) -> str | None:
+    """Hash of the weights that an adapter was trained over (``state_sha256``); None where it does not say.
+
+    Those that ``export`` wrote do; PEFT's format has no place for it.
+    """
+    facts = read_json(folder / FACTS_FILE) if (folder / FACTS_FILE).is_file() else None
+    info = facts.get("info") if isinstance(facts, dict) else None
+    found = info.get("base_sha256") if isinstance(info, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def _some_logits(lm: LanguageModel) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from musicgen_ft.chroma import MelodyStates, chromagram, generation_melody
 from musicgen_ft.codec import Codec
 from musicgen_ft.errors import UserError
+from musicgen_ft.generation.collapse import LoopWatcher
 from musicgen_ft.generation.decode import Progress, generate_codes, generate_long
 from musicgen_ft.generation.options import GenerationOptions
 from musicgen_ft.model.conditioning import TextEncoder
@@ -57,13 +58,16 @@ class Generator:
         seeds: Sequence[int],
         melodies: Sequence[Melody | None] | None = None,
         progress: Progress | None = None,
+        watchers: Sequence[LoopWatcher] = (),
     ) -> Tensor:
-        """Plays each description; see ``codes`` for the arguments and errors.
+        """Plays each description; see ``codes`` for the arguments and errors, ``watchers`` are shown the codes.
 
         Returns:
             float32 [B, C, L] on the CPU.
         """
         codes = self.codes(descriptions, options, seeds=seeds, melodies=melodies, progress=progress)
+        for watcher, of_piece in zip(watchers, codes, strict=False):
+            watcher.add(of_piece)
         return self.codec.decode(codes).cpu()
 
     def codes(

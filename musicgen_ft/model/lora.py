@@ -307,6 +307,12 @@ def by_module(trained: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return found
 
 
+def touched_weights(trained: Mapping[str, Tensor]) -> list[str]:
+    """The weights that were trained, whole or by an adapter, sorted."""
+    whole = [name for name in trained if not is_part(name)]
+    return sorted({*whole, *(f"{module}.weight" for module in by_module(trained))})
+
+
 def _check_fit(
     base: Mapping[str, Tensor],
     trained: Mapping[str, Tensor],

@@ -1,6 +1,7 @@
-"""Three ways to play the same folder: our own decoding, audiocraft's, transformers'."""
+"""Three ways to play the same folder: our own decoding, audiocraft's, transformers'; ours with adapters over it."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,12 +10,19 @@ import torch
 from torch import Tensor
 
 from musicgen_ft.checkpoint import audiocraft_format
+from musicgen_ft.checkpoint.adapter import made_for, read_adapter
 from musicgen_ft.checkpoint.base import Base
 from musicgen_ft.errors import UserError
+from musicgen_ft.generation.adapters import AdapterMixer
+from musicgen_ft.generation.collapse import LoopWatcher
 from musicgen_ft.generation.decode import Progress
 from musicgen_ft.generation.generator import Generator, Melody
 from musicgen_ft.generation.options import GenerationOptions
+from musicgen_ft.model.lm import LanguageModel
 from musicgen_ft.peers import audiocraft, transformers
+from musicgen_ft.weights import from_files, state_sha256
+
+logger = logging.getLogger(__name__)
 
 
 class Engine(Protocol):
@@ -25,6 +33,11 @@ class Engine(Protocol):
         """Of the waveforms, in Hz."""
         ...
 
+    @property
+    def frame_rate(self) -> float:
+        """Of the codes, in frames per second."""
+        ...
+
     def play(
         self,
         prompts: Sequence[str],
@@ -33,23 +46,65 @@ class Engine(Protocol):
         seeds: Sequence[int],
         melody: Melody | None,
         progress: Progress,
+        watchers: Sequence[LoopWatcher] = (),
     ) -> Tensor:
-        """Waveforms float [B, C, L], all with one melody. The peers draw for the whole batch from its first seed."""
+        """Waveforms float [B, C, L], all with one melody.
+
+        The peers draw for the whole batch from its first seed, and show the ``watchers`` nothing: they keep their codes
+        to themselves.
+        """
         ...
 
 
-def open_engine(name: str, base: Base, *, device: torch.device) -> Engine:
-    """The engine ``native``, ``audiocraft`` or ``transformers`` on a base.
+def open_engine(name: str, base: Base, *, device: torch.device, adapters: Mapping[Path, float] | None = None) -> Engine:
+    """The engine ``native``, ``audiocraft`` or ``transformers`` on a base; ``native`` with adapters at these strengths.
 
     Raises:
-        UserError: if the base does not hold the files that the engine opens, or the engine is not installed.
+        UserError: if the base does not hold the files that the engine opens, the engine is not installed, or an adapter
+            is not one of this base.
     """
     if name == "native":
-        return _Native(Generator(base.lm(), base.codec(), base.text_encoder()).to(device))
+        lm = base.lm()
+        if adapters:
+            mixer = open_mixer(lm, base, {str(folder): folder for folder in adapters})
+            mixer.blend({str(folder): strength for folder, strength in adapters.items()})
+        return _Native(Generator(lm, base.codec(), base.text_encoder()).to(device))
     _require(base.folder, "config.json" if name == "transformers" else audiocraft_format.LM_FILE, name)
     if name == "transformers":
         return _Transformers(transformers.open_generator(base.folder, device=str(device)))
     return _Audiocraft(audiocraft.open_generator(base.folder, base.text_encoder(), device=str(device)))
+
+
+def open_mixer(lm: LanguageModel, base: Base, folders: Mapping[str, Path]) -> AdapterMixer:
+    """A mixer of adapters, none of which plays yet.
+
+    An adapter that tells what it was trained over, as ours do, is refused over other weights. Of one that does not,
+    as of PEFT's own, names and shapes decide; that is said aloud.
+
+    Args:
+        lm: of the base.
+        base: that the adapters lie over.
+        folders: name to call it by -> folder in PEFT's format.
+
+    Raises:
+        UserError: if one is no adapter, does not fit the base or was trained over another.
+    """
+    state = from_files(base.lm_state)
+    mixer, sha256 = AdapterMixer(lm, state), ""
+    for name, folder in folders.items():
+        adapter, expected = read_adapter(folder, base.lm_config), made_for(folder)
+        if expected is None:
+            named = f" It names {adapter.base}." if adapter.base else ""
+            logger.info(f"adapter {folder} does not tell the weights it was made for: its shapes fit.{named}")
+        else:
+            sha256 = sha256 or state_sha256(state)
+            if sha256 != expected:
+                raise UserError(
+                    f"adapter {folder} was made for {adapter.base} with weights {expected[:8]}, found {base.name} with "
+                    f"weights {sha256[:8]}. Give the base that it was made for, and adapters of one base at a time."
+                )
+        mixer.add(name, adapter.tensors, adapter.spec)
+    return mixer
 
 
 @dataclass(frozen=True)
@@ -60,6 +115,10 @@ class _Native:
     def sample_rate(self) -> int:
         return self.generator.sample_rate
 
+    @property
+    def frame_rate(self) -> float:
+        return self.generator.codec.spec.frame_rate
+
     def play(
         self,
         prompts: Sequence[str],
@@ -68,9 +127,12 @@ class _Native:
         seeds: Sequence[int],
         melody: Melody | None,
         progress: Progress,
+        watchers: Sequence[LoopWatcher] = (),
     ) -> Tensor:
         melodies = None if melody is None else [melody] * len(prompts)
-        return self.generator.generate(prompts, options, seeds=seeds, melodies=melodies, progress=progress)
+        return self.generator.generate(
+            prompts, options, seeds=seeds, melodies=melodies, progress=progress, watchers=watchers
+        )
 
 
 @dataclass(frozen=True)
@@ -81,6 +143,10 @@ class _Audiocraft:
     def sample_rate(self) -> int:
         return int(self.generator.sample_rate)
 
+    @property
+    def frame_rate(self) -> float:
+        return float(self.generator.frame_rate)
+
     def play(
         self,
         prompts: Sequence[str],
@@ -89,6 +155,7 @@ class _Audiocraft:
         seeds: Sequence[int],
         melody: Melody | None,
         progress: Progress,
+        watchers: Sequence[LoopWatcher] = (),
     ) -> Tensor:
         tune = None if melody is None else torch.from_numpy(melody)
         return audiocraft.generate(self.generator, prompts, options, seed=seeds[0], melody=tune, progress=progress)
@@ -102,6 +169,10 @@ class _Transformers:
     def sample_rate(self) -> int:
         return int(self.generator.config.audio_encoder.sampling_rate)
 
+    @property
+    def frame_rate(self) -> float:
+        return float(self.generator.config.audio_encoder.frame_rate)
+
     def play(
         self,
         prompts: Sequence[str],
@@ -110,6 +181,7 @@ class _Transformers:
         seeds: Sequence[int],
         melody: Melody | None,
         progress: Progress,
+        watchers: Sequence[LoopWatcher] = (),
     ) -> Tensor:
         tune = None if melody is None else torch.from_numpy(melody)
         return transformers.generate(self.generator, prompts, options, seed=seeds[0], melody=tune, progress=progress)

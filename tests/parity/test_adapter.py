@@ -27,6 +27,7 @@ from musicgen_ft.errors import UserError
 from musicgen_ft.model.lm import LanguageModel, LMConfig
 from musicgen_ft.model.lora import adapter_spec, choose_trained, merged
 from musicgen_ft.peers import transformers
+from musicgen_ft.peers.engines import open_mixer
 from musicgen_ft.training.ema import trainable
 
 DESCRIPTIONS = ["slow warm piano", None]
@@ -126,11 +127,11 @@ def variant(
     return make
 
 
-def train(lm: LanguageModel, changes: dict[str, Any]) -> Adapter:
+def train(lm: LanguageModel, changes: dict[str, Any], *, seed: int = 7) -> Adapter:
     """What a run would have trained: everything that is trained, walked away from where it began."""
     config = FinetuneConfig(lora_rank=3, **changes)
     choose_trained(lm, config)
-    torch.manual_seed(7)
+    torch.manual_seed(seed)
     for _, parameter in trainable(lm):
         parameter.data += 0.05 * torch.randn_like(parameter)
     spec = adapter_spec(config)
@@ -195,6 +196,45 @@ def test_every_tensor_of_the_file_is_one_that_peft_asks_for(variant: Callable[[s
     assert found.spec == expected.spec == adapter.spec
     assert found.tensors.keys() == adapter.tensors.keys()
     assert all(torch.equal(found.tensors[name], value) for name, value in adapter.tensors.items())
+
+
+# ---- blended ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["small", "stereo-melody"])
+def test_adapters_blend_as_by_pefts_add_weighted_adapter(
+    variant: Callable[[str], Variant], tmp_path: Path, name: str
+) -> None:
+    """By its ``cat``, which sums the updates; its ``linear`` sums A and B each, which is another model."""
+    toy = variant(name)
+    lm, plain = toy.base.lm(), toy.base.lm_state()
+    strengths = {"all": 0.8, "attention": 1.3, "fc1": 0.3}
+    methods: dict[str, dict[str, Any]] = {
+        "all": METHODS["lora"],
+        "attention": METHODS["attention"],
+        "fc1": {"method": "lora", "lora_targets": ("*.fc1", "heads.2"), "lora_alpha": 5.0},
+    }
+    for seed, (adapter, changes) in enumerate(methods.items()):
+        (tmp_path / adapter).mkdir()
+        write_adapter(tmp_path / adapter, train(toy.base.lm(), changes, seed=seed), toy.config, plain)
+
+    mixer = open_mixer(lm, toy.base, {adapter: tmp_path / adapter for adapter in methods})
+    mixer.blend(strengths)
+    found = toy.ours(lm)
+
+    model = toy.peft(tmp_path / "all")
+    for adapter in methods:
+        model.load_adapter(str(tmp_path / adapter), adapter)
+    model.add_weighted_adapter(list(strengths), list(strengths.values()), "blend", combination_type="cat")
+    model.set_adapter("blend")
+    assert difference(found, toy.theirs(model)) < TOLERANCE
+    for adapter in methods:
+        mixer.blend({adapter: 1.0})
+        model.set_adapter(adapter)
+        assert difference(toy.ours(lm), toy.theirs(model)) < TOLERANCE
+        assert difference(toy.ours(lm), found) > 0.05  # else this tells nothing
+    mixer.blend({})
+    assert all(torch.equal(value, plain[name]) for name, value in lm.state_dict().items())
 
 
 # ---- PEFT's to ours --------------------------------------------------------------------------------------------------

@@ -1,0 +1,54 @@
+"""Pieces that are played again where they collapsed, with other seeds."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from musicgen_ft.generation.collapse import Collapse
+
+SEED_STEP = 1_000_000
+"""From a take's seed to the next one's: farther than the seeds of neighbouring pieces and windows are apart."""
+
+
+@dataclass(frozen=True)
+class Take:
+    """One go at a piece."""
+
+    seed: int
+    """That it was drawn with; the n-th repeat of a piece has its first seed + n * SEED_STEP."""
+    waveform: Tensor
+    """float32 [C, L]."""
+    collapse: Collapse
+    """What went wrong in it."""
+
+
+Play = Callable[[Sequence[int], Sequence[int]], Sequence[Take]]
+"""Plays the pieces of these numbers with these seeds, one take of each."""
+
+
+def play_takes(play: Play, first_seeds: Mapping[int, int], *, retries: int = 0) -> dict[int, list[Take]]:
+    """All takes of each piece: it is played again, at most ``retries`` times, until it has not collapsed.
+
+    Args:
+        play: gives one take for each piece that it is asked for.
+        first_seeds: number of a piece -> seed of its first take.
+        retries: 0 plays each piece once.
+
+    Returns:
+        Number of a piece -> its takes, in the order in which they were played.
+    """
+    takes: dict[int, list[Take]] = {piece: [] for piece in first_seeds}
+    for n in range(retries + 1):
+        pieces = [piece for piece, so_far in takes.items() if not so_far or so_far[-1].collapse.is_found]
+        if not pieces:
+            break
+        played = play(pieces, [first_seeds[piece] + n * SEED_STEP for piece in pieces])
+        for piece, take in zip(pieces, played, strict=True):
+            takes[piece].append(take)
+    return takes
+
+
+def best_take(takes: Sequence[Take]) -> Take:
+    """The one that has not collapsed; where all have, the one with the fewest seconds lost, of equal ones the first."""
+    return min(takes, key=lambda take: (take.collapse.is_found, take.collapse.lost_s))
