@@ -12,8 +12,8 @@ from musicgen_ft.checkpoint import audiocraft_format
 from musicgen_ft.checkpoint.base import Base
 from musicgen_ft.errors import UserError
 from musicgen_ft.generation.decode import Progress
-from musicgen_ft.generation.generator import Generator, Melody
-from musicgen_ft.generation.options import GenerationOptions
+from musicgen_ft.generation.generator import Generator
+from musicgen_ft.generation.options import GenerationOptions, Request
 from musicgen_ft.peers import audiocraft, transformers
 
 
@@ -26,26 +26,23 @@ class Engine(Protocol):
         ...
 
     def play(
-        self,
-        prompts: Sequence[str],
-        options: GenerationOptions,
-        *,
-        seeds: Sequence[int],
-        melody: Melody | None,
-        progress: Progress,
-    ) -> Tensor:
-        """Waveforms float [B, C, L], all with one melody. The peers draw for the whole batch from its first seed."""
+        self, requests: Sequence[Request], *, stride_s: float, two_step_cfg: bool, progress: Progress
+    ) -> Sequence[Tensor]:
+        """Waveforms float [C, L].
+
+        The peers play batches of one length, rule and melody: those of the first request, from whose seed they draw.
+        """
         ...
 
 
-def open_engine(name: str, base: Base, *, device: torch.device) -> Engine:
+def open_engine(name: str, base: Base, *, device: torch.device, dtype: str = "auto") -> Engine:
     """The engine ``native``, ``audiocraft`` or ``transformers`` on a base.
 
     Raises:
         UserError: if the base does not hold the files that the engine opens, or the engine is not installed.
     """
     if name == "native":
-        return _Native(Generator(base.lm(), base.codec(), base.text_encoder()).to(device))
+        return _Native(Generator.open(base, device=str(device), dtype=dtype))
     _require(base.folder, "config.json" if name == "transformers" else audiocraft_format.LM_FILE, name)
     if name == "transformers":
         return _Transformers(transformers.open_generator(base.folder, device=str(device)))
@@ -61,16 +58,9 @@ class _Native:
         return self.generator.sample_rate
 
     def play(
-        self,
-        prompts: Sequence[str],
-        options: GenerationOptions,
-        *,
-        seeds: Sequence[int],
-        melody: Melody | None,
-        progress: Progress,
-    ) -> Tensor:
-        melodies = None if melody is None else [melody] * len(prompts)
-        return self.generator.generate(prompts, options, seeds=seeds, melodies=melodies, progress=progress)
+        self, requests: Sequence[Request], *, stride_s: float, two_step_cfg: bool, progress: Progress
+    ) -> Sequence[Tensor]:
+        return self.generator.play(requests, stride_s=stride_s, two_step_cfg=two_step_cfg, progress=progress)
 
 
 @dataclass(frozen=True)
@@ -82,16 +72,11 @@ class _Audiocraft:
         return int(self.generator.sample_rate)
 
     def play(
-        self,
-        prompts: Sequence[str],
-        options: GenerationOptions,
-        *,
-        seeds: Sequence[int],
-        melody: Melody | None,
-        progress: Progress,
-    ) -> Tensor:
-        tune = None if melody is None else torch.from_numpy(melody)
-        return audiocraft.generate(self.generator, prompts, options, seed=seeds[0], melody=tune, progress=progress)
+        self, requests: Sequence[Request], *, stride_s: float, two_step_cfg: bool, progress: Progress
+    ) -> Sequence[Tensor]:
+        prompts, options = _of_one_batch(requests, stride_s=stride_s, two_step_cfg=two_step_cfg)
+        seed, tune = requests[0].seed, _tune(requests)
+        return list(audiocraft.generate(self.generator, prompts, options, seed=seed, melody=tune, progress=progress))
 
 
 @dataclass(frozen=True)
@@ -103,16 +88,30 @@ class _Transformers:
         return int(self.generator.config.audio_encoder.sampling_rate)
 
     def play(
-        self,
-        prompts: Sequence[str],
-        options: GenerationOptions,
-        *,
-        seeds: Sequence[int],
-        melody: Melody | None,
-        progress: Progress,
-    ) -> Tensor:
-        tune = None if melody is None else torch.from_numpy(melody)
-        return transformers.generate(self.generator, prompts, options, seed=seeds[0], melody=tune, progress=progress)
+        self, requests: Sequence[Request], *, stride_s: float, two_step_cfg: bool, progress: Progress
+    ) -> Sequence[Tensor]:
+        prompts, options = _of_one_batch(requests, stride_s=stride_s, two_step_cfg=two_step_cfg)
+        seed, tune = requests[0].seed, _tune(requests)
+        return list(transformers.generate(self.generator, prompts, options, seed=seed, melody=tune, progress=progress))
+
+
+def _of_one_batch(
+    requests: Sequence[Request], *, stride_s: float, two_step_cfg: bool
+) -> tuple[list[str | None], GenerationOptions]:
+    first = requests[0]
+    options = GenerationOptions(
+        duration_s=first.duration_s,
+        sampling=first.sampling,
+        cfg_coef=first.cfg_coef,
+        stride_s=stride_s,
+        two_step_cfg=two_step_cfg,
+    )
+    return [request.prompt for request in requests], options
+
+
+def _tune(requests: Sequence[Request]) -> Tensor | None:
+    melody = requests[0].melody
+    return None if melody is None else torch.from_numpy(melody)
 
 
 def _require(folder: Path, file: str, engine: str) -> None:

@@ -169,7 +169,7 @@ def probabilities(*, tied: bool = False) -> Tensor:
 def test_top_k_keeps_what_audiocraft_keeps(drawn_from: list[Tensor], k: int, tied: bool) -> None:
     p = probabilities(tied=tied)
     audiocraft.utils.utils.sample_top_k(p.clone(), k)
-    kept = _keep_top_k(p, k)
+    kept = _keep_top_k(p, torch.full((2, 1, 1), k), k)
     assert torch.equal(kept > 0, drawn_from[0] > 0)
     torch.testing.assert_close(kept / kept.sum(-1, keepdim=True), drawn_from[0], rtol=1e-5, atol=0)
 
