@@ -382,9 +382,7 @@ class SampleConfig:
         if self.engine != "native" and any(given.values()):
             name = next(name for name, value in given.items() if value)
             raise ValueError(f"{name}: found one for --engine {self.engine}, it is for --engine native.")
-        if self.cfg_coef_beta is not None and self.melody is None:
-            raise ValueError("cfg_coef_beta sets the prompt against a melody, found none. Give --melody FILE.")
-        _not_negative(self, "top_k", "temperature", "cfg_coef", "seed")
+        _not_negative(self, "top_k", "temperature", "cfg_coef", "cfg_coef_beta", "seed")
         _probability(self, "top_p")
         if not self.prompt:
             raise ValueError("prompt: found none, expected at least one. Give --prompt TEXT.")

@@ -31,12 +31,15 @@ def main(config: SampleConfig) -> None:
     from musicgen_ft.audio import normalize_loudness, write_wav
     from musicgen_ft.checkpoint.base import open_base
     from musicgen_ft.devices import resolve_device
+    from musicgen_ft.errors import UserError
     from musicgen_ft.files import refuse_used, write_json
     from musicgen_ft.generation.options import Request
     from musicgen_ft.generation.sampling import Sampling
     from musicgen_ft.peers.engines import open_engine
 
     refuse_used(config.out)
+    if config.cfg_coef_beta is not None and config.melody is None:
+        raise UserError("cfg_coef_beta sets the prompt against a melody, found none. Give --melody FILE.")
     base = open_base(config.generator)
     melody = None if config.melody is None else read_melody(config.melody, base.lm_config, config.generator)
     beginning = None if config.audio_prompt is None else read_beginning(config.audio_prompt, base)

@@ -32,7 +32,10 @@ from musicgen_ft.generation.sound import CONTEXT_FRAMES, SoundStream
 from musicgen_ft.model.conditioning import TextEncoder, TextStates
 from musicgen_ft.model.lm import LanguageModel
 
-__all__ = ["Generator", "Melody"]
+__all__ = ["MAX_TOKENS", "Generator", "Melody"]
+
+MAX_TOKENS = 4096
+"""Of a prompt. T5 cuts nothing, and its attention takes memory by the square: 3 GB for T5-base's 12 heads."""
 
 
 class Generator:
@@ -335,6 +338,13 @@ class Generator:
         """Of each request the prompt's states and those of the negative prompt, each of one row without padding."""
         words = [request.prompt for request in requests]
         negative = [request.negative_prompt for request in requests]
+        for words_of_one in {*words, *negative}:
+            num_tokens = self.text_encoder.tokenize([words_of_one])[0].shape[1]
+            if num_tokens > MAX_TOKENS:
+                raise UserError(
+                    f"prompt {(words_of_one or '')[:40]!r}...: found {num_tokens} tokens, expected at most {MAX_TOKENS}: "
+                    "T5 attends from each to each. Shorten it."
+                )
         states = self.text_encoder.encode([*words, *negative])
         rows = [_row(states, row) for row in range(len(states.mask))]
         return [
