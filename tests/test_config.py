@@ -221,7 +221,7 @@ NOT_NEGATIVE = {
     "prepare": ["min_duration_s", "max_dc_offset", "min_bandwidth_khz", "codec_check_s"],
     "inspect": ["captions", "players", "seed"],
     "finetune": ["warmup_steps", "weight_decay", "num_workers", "seed", "forgetting_clips"],
-    "sample": ["top_k", "temperature", "cfg_coef", "seed", "retry_silent"],
+    "sample": ["top_k", "temperature", "cfg_coef", "cfg_coef_beta", "seed", "retry_silent"],
 }
 PROBABILITY = {
     "prepare": ["valid_fraction", "max_silent_share", "max_clipped_share"],

@@ -3,23 +3,185 @@
 B batch, K codebooks, T frames, S sequence steps.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from musicgen_ft.chroma import MelodyStates
-from musicgen_ft.generation.sampling import Sampling, SeededNoise, draw
+from musicgen_ft.generation.decoder import Decoder
+from musicgen_ft.generation.sampling import Sampling
+from musicgen_ft.generation.session import UNKNOWN, Guidance, Sessions
 from musicgen_ft.model.conditioning import TextStates
-from musicgen_ft.model.lm import KVCache, LanguageModel
-
-_UNKNOWN = -1
+from musicgen_ft.model.lm import LanguageModel
 
 Progress = Callable[[int, int], None]
 """Called with the number of steps done and of all steps."""
 
 
-@torch.no_grad()
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """What one row of a batch plays; its codes do not depend on the rows beside it."""
+
+    num_frames: int
+    """T, the prompt's frames included."""
+    seed: int
+    sampling: Sampling = field(default_factory=Sampling)
+    """The rule of drawing."""
+    cfg_coef: float = 3.0
+    """Guidance scale; 1 switches guidance off."""
+    cfg_coef_beta: float | None = None
+    """Of double guidance, for a model that takes melodies: scale of the text over the melody alone."""
+    prompt: Tensor | None = None
+    """int64 [K, Tp] with Tp < T: codes to go on from; they begin the result."""
+
+    @property
+    def num_known(self) -> int:
+        """Frames of the prompt."""
+        return 0 if self.prompt is None else self.prompt.shape[1]
+
+    def __post_init__(self) -> None:
+        if self.num_frames < 1:
+            raise ValueError(f"num_frames {self.num_frames}: expected at least one")
+        if self.num_known >= self.num_frames:
+            raise ValueError(f"the prompt has {self.num_known} frames, of {self.num_frames} in all")
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What B pieces are conditioned on, and what their guidance leads away from."""
+
+    text: TextStates
+    """B rows; a row that is masked whole is unconditional."""
+    melody: MelodyStates | None = None
+    """B rows, for a model that takes one."""
+    negative: TextStates | None = None
+    """B rows of as many tokens as ``text``; None is the null condition."""
+
+    def rows(self, num_ways: int) -> tuple[TextStates, MelodyStates | None]:
+        """All W B rows: with the prompts; for three ways, with the melodies alone; without either."""
+        null = TextStates(torch.zeros_like(self.text.states), torch.zeros_like(self.text.mask))
+        texts = [self.text, null, self.negative or null] if num_ways == 3 else [self.text, self.negative or null]
+        texts = texts[:num_ways]
+        text = TextStates(torch.cat([t.states for t in texts]), torch.cat([t.mask for t in texts]))
+        if self.melody is None:
+            return text, None
+        melodies = [self.melody] * (num_ways - 1) + [_null_melody(self.melody)] if num_ways > 1 else [self.melody]
+        one_hot = torch.cat([melody.one_hot for melody in melodies])
+        return text, MelodyStates(one_hot, torch.cat([melody.mask for melody in melodies]))
+
+
+class Engine:
+    """Decodes batches with one model; what a batch has set up serves the next of its shape."""
+
+    def __init__(self, decoder: Decoder, sessions: Sessions | None = None) -> None:
+        self.decoder = decoder
+        self._sessions = sessions or Sessions(decoder)
+
+    def codes(
+        self,
+        conditions: Conditions,
+        pieces: Sequence[Piece],
+        *,
+        two_step: bool = False,
+        progress: Progress | None = None,
+    ) -> list[Tensor]:
+        """Codes int64 [K, T] of each piece."""
+        batch = _Batch(self.decoder, pieces)
+        for sequence, _ in self._run(batch, conditions, two_step=two_step, progress=progress):
+            codes = batch.codes(sequence)
+        return codes
+
+    def stream(
+        self,
+        conditions: Conditions,
+        piece: Piece,
+        *,
+        chunk_frames: Callable[[int], int],
+        two_step: bool = False,
+        progress: Progress | None = None,
+    ) -> Iterator[Tensor]:
+        """Codes int64 [1, K, n] of one piece behind its prompt, as soon as frames are whole.
+
+        Args:
+            conditions: of one row.
+            piece: what to play.
+            chunk_frames: how many frames to hand out at least, by the number of those that have been; the last may be
+                fewer.
+            two_step: as in ``generate_codes``.
+            progress: as there.
+        """
+        batch = _Batch(self.decoder, [piece])
+        whole_at = batch.steps[0].amax(0).cummax(0).values.tolist()  # the step that makes each frame whole
+        given = piece.num_known
+        for sequence, step in self._run(batch, conditions, two_step=two_step, progress=progress):
+            end = given
+            while end < piece.num_frames and whole_at[end] <= step:
+                end += 1
+            if end == piece.num_frames or end - given >= max(1, chunk_frames(given)):
+                yield batch.codes(sequence)[0][None, :, given:end]
+                given = end
+            if given == piece.num_frames:
+                return
+
+    @torch.no_grad()
+    def _run(
+        self, batch: "_Batch", conditions: Conditions, *, two_step: bool, progress: Progress | None
+    ) -> Iterator[tuple[Tensor, int]]:
+        """The sequence [B, K, S] as it lies on the device, and the step that has just been drawn."""
+        pieces = batch.pieces
+        guidance = Guidance(
+            cfg_coef=tuple(piece.cfg_coef for piece in pieces),
+            cfg_coef_beta=tuple(piece.cfg_coef_beta for piece in pieces),
+        )
+        condition = self.decoder.condition(*conditions.rows(guidance.num_ways))
+        samplings = [piece.sampling for piece in pieces]
+        session = self._sessions.take(batch.sequence(), condition, samplings, guidance, two_step=two_step)
+        total = sum(map(any, batch.draws))
+        try:
+            for done, step in enumerate(session.run(batch.draws, [piece.seed for piece in pieces]), start=1):
+                if progress is not None:
+                    progress(done, total)
+                yield session.sequence, step
+        finally:
+            self._sessions.give_back(session)
+
+
+class _Batch:
+    """The sequences of pieces of any lengths, side by side: each row is what its piece would be alone."""
+
+    def __init__(self, decoder: Decoder, pieces: Sequence[Piece]) -> None:
+        config, self.pattern, self.pieces = decoder.config, decoder.lm.pattern, pieces
+        self._device, self._special = decoder.device, config.special_token_id
+        self.steps = [self.pattern.steps(piece.num_frames) for piece in pieces]
+        """Step of each code, int64 [K, T]."""
+        S = max(self.pattern.num_steps(piece.num_frames) for piece in pieces)
+        unknown = torch.zeros(len(pieces), S, dtype=torch.bool)
+        for row, piece, steps in zip(unknown, pieces, self.steps, strict=True):
+            row[steps[:, piece.num_known :].flatten()] = True
+        self.draws: list[list[bool]] = unknown.T.tolist()
+        """For each step, which pieces have a code to draw in it."""
+
+    def sequence(self) -> Tensor:
+        """int64 [B, K, S]: prompts, ``UNKNOWN``, and the special token behind the end of shorter pieces."""
+        rows = []
+        for piece in self.pieces:
+            codes = torch.full((1, self.steps[0].shape[0], piece.num_frames), UNKNOWN, device=self._device)
+            if piece.prompt is not None:
+                codes[0, :, : piece.num_known] = piece.prompt
+            row = self.pattern.interleave(codes, self._special)
+            rows.append(torch.nn.functional.pad(row, (0, len(self.draws) - row.shape[2]), value=self._special))
+        return torch.cat(rows)
+
+    def codes(self, sequence: Tensor) -> list[Tensor]:
+        """int64 [K, T] of each piece; ``UNKNOWN`` where not yet drawn."""
+        return [
+            row[:, : self.pattern.num_steps(piece.num_frames)].gather(1, steps.to(self._device))
+            for row, piece, steps in zip(sequence, self.pieces, self.steps, strict=True)
+        ]
+
+
 def generate_codes(
     lm: LanguageModel,
     text: TextStates,
@@ -32,7 +194,7 @@ def generate_codes(
     prompt: Tensor | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Generates codes for each row of the text condition.
+    """Generates codes of one length for each row of the text condition.
 
     Args:
         lm: in ``eval()``.
@@ -51,37 +213,8 @@ def generate_codes(
     Source: audiocraft's ``LMModel.generate`` (spec 6): one batch of conditional and null rows, logits
     ``null + (cond - null) * cfg_coef``.
     """
-    B, K, card = text.mask.shape[0], lm.config.n_q, lm.config.card
-    if len(seeds) != B:
-        raise ValueError(f"{len(seeds)} seeds for {B} rows")
-    num_known = 0 if prompt is None else prompt.shape[2]
-    if num_known >= num_frames:
-        raise ValueError(f"the prompt has {num_known} frames, of {num_frames} in all")
-    device = text.mask.device
-    codes = torch.full((B, K, num_frames), _UNKNOWN, device=device)
-    if prompt is not None:
-        codes[:, :, :num_known] = prompt
-    sequence = lm.pattern.interleave(codes, lm.config.special_token_id)
-    # Unknown places are the same in all rows. The first such step is the first that holds a frame behind the prompt;
-    # a step without one is fed together with those after it.
-    unknown_steps = (sequence[0] == _UNKNOWN).any(0).nonzero().flatten().tolist()
-    guided = cfg_coef != 1.0
-    condition: TextStates | None = _with_null(text) if guided else text
-    if guided and melody is not None:
-        melody = _with_null_melody(melody)
-    cache, noise = KVCache(sequence.shape[2]), SeededNoise(seeds)
-    for done, step in enumerate(unknown_steps, start=1):
-        steps = sequence[:, :, cache.offset : step]
-        logits = lm(steps.repeat(2, 1, 1) if guided else steps, condition, cache, melody)[:, :, -1]  # [B, K, card]
-        condition, melody = None, None  # their keys and values are in the cache now
-        if guided:
-            with_text, without = logits.chunk(2)
-            logits = without + (with_text - without) * cfg_coef
-        drawn = draw(logits[..., :card], sampling, noise)
-        sequence[:, :, step] = torch.where(sequence[:, :, step] == _UNKNOWN, drawn, sequence[:, :, step])
-        if progress is not None:
-            progress(done, len(unknown_steps))
-    return lm.pattern.deinterleave(sequence)
+    pieces = _pieces(text, num_frames, sampling, seeds, cfg_coef, prompt)
+    return torch.stack(Engine(Decoder(lm)).codes(Conditions(text, melody), pieces, progress=progress))
 
 
 def generate_long(
@@ -97,46 +230,110 @@ def generate_long(
     melody: Callable[[int], MelodyStates] | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
-    """As ``generate_codes`` for more frames than the model was trained on: a window that moves by ``stride_frames``.
+    """As ``generate_codes`` for more frames than the model was trained on: see ``long_codes``.
 
-    Each window goes on from the last ``window_frames - stride_frames`` frames of the one before (audiocraft's
-    ``extend_stride``); ``melody`` gives the melody of a window by the window's first frame.
+    ``melody`` gives the melody of a window by the window's first frame.
 
     Returns:
         int64 [B, K, T].
     """
-    if not 0 < stride_frames < window_frames:
-        raise ValueError(f"stride_frames {stride_frames}: expected in (0, {window_frames})")
-    codes: Tensor | None = None
-    for window in range(num_frames):
-        start = window * stride_frames
-        prompt = None if codes is None else codes[:, :, start:]
-        part = generate_codes(
-            lm,
-            text,
-            num_frames=min(window_frames, num_frames - start),
-            sampling=sampling,
-            seeds=[seed + window for seed in seeds] if window else seeds,
-            cfg_coef=cfg_coef,
-            melody=None if melody is None else melody(start),
-            prompt=prompt,
-            progress=progress,
-        )
-        codes = part if codes is None else torch.cat([codes[:, :, :start], part], dim=2)
-        if codes.shape[2] >= num_frames:
-            return codes
-    raise ValueError(f"num_frames {num_frames}: expected at least one")
+
+    def conditions(start: int) -> Conditions:
+        return Conditions(text, None if melody is None else melody(start))
+
+    pieces = _pieces(text, num_frames, sampling, seeds, cfg_coef, None)
+    windows = Windows(window_frames, stride_frames)
+    return torch.stack(long_codes(Engine(Decoder(lm)), conditions, pieces, windows, progress=progress))
 
 
-def _with_null(text: TextStates) -> TextStates:
-    """The rows of the condition, then as many null rows."""
-    return TextStates(
-        torch.cat([text.states, torch.zeros_like(text.states)]), torch.cat([text.mask, torch.zeros_like(text.mask)])
-    )
+@dataclass(frozen=True)
+class Windows:
+    """How a long piece is played: each window goes on from the end of the one before (``extend_stride``)."""
+
+    window_frames: int
+    """Frames that the model plays at once."""
+    stride_frames: int
+    """Frames by which the window moves on; the rest of it is kept."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.stride_frames < self.window_frames:
+            raise ValueError(f"stride_frames {self.stride_frames}: expected in (0, {self.window_frames})")
+
+    def piece(self, whole: Piece, window: int, prompt: Tensor | None) -> Piece:
+        """The part of a piece that a window plays; else every window would draw the same noise."""
+        frames = min(self.window_frames, whole.num_frames - window * self.stride_frames)
+        return replace(whole, num_frames=frames, seed=whole.seed + window, prompt=prompt)
 
 
-def _with_null_melody(melody: MelodyStates) -> MelodyStates:
-    """The rows of the melody, then as many of the null condition in generation: pitch class 0, not masked."""
+def long_codes(
+    engine: Engine,
+    conditions: Callable[[int], Conditions],
+    pieces: Sequence[Piece],
+    windows: Windows,
+    *,
+    two_step: bool = False,
+    progress: Progress | None = None,
+) -> list[Tensor]:
+    """Codes int64 [K, T] of pieces of one length, longer than the model's window, prompts of one length.
+
+    ``conditions`` are those of a window by its first frame. Positions are part of what the cache holds, so that each
+    window feeds its beginning anew, in one pass.
+    """
+    parts: list[Tensor] = []
+    codes = [piece.prompt for piece in pieces]
+    for window, start in enumerate(range(0, pieces[0].num_frames, windows.stride_frames)):
+        prompts = [None if row is None else row[:, start:] for row in codes]
+        now = [windows.piece(piece, window, prompt) for piece, prompt in zip(pieces, prompts, strict=True)]
+        parts = engine.codes(conditions(start), now, two_step=two_step, progress=progress)
+        codes = [
+            part if row is None else torch.cat([row[:, :start], part], dim=1)
+            for row, part in zip(codes, parts, strict=True)
+        ]
+        if parts[0].shape[1] + start >= pieces[0].num_frames:
+            break
+    return [row for row in codes if row is not None]
+
+
+def long_stream(
+    engine: Engine,
+    conditions: Callable[[int], Conditions],
+    piece: Piece,
+    windows: Windows,
+    *,
+    chunk_frames: Callable[[int], int],
+    two_step: bool = False,
+    progress: Progress | None = None,
+) -> Iterator[Tensor]:
+    """As ``Engine.stream`` for a piece longer than the model's window."""
+    codes = piece.prompt
+    for window, start in enumerate(range(0, piece.num_frames, windows.stride_frames)):
+        prompt = None if codes is None else codes[:, start:]
+        now = windows.piece(piece, window, prompt)
+
+        def frames(given: int, start: int = start) -> int:
+            return chunk_frames(start + given)
+
+        for chunk in engine.stream(conditions(start), now, chunk_frames=frames, two_step=two_step, progress=progress):
+            codes = chunk[0] if codes is None else torch.cat([codes, chunk[0]], dim=1)
+            yield chunk
+        if codes is not None and codes.shape[1] >= piece.num_frames:
+            return
+
+
+def _pieces(
+    text: TextStates, num_frames: int, sampling: Sampling, seeds: Sequence[int], cfg_coef: float, prompt: Tensor | None
+) -> list[Piece]:
+    if len(seeds) != len(text.mask):
+        raise ValueError(f"{len(seeds)} seeds for {len(text.mask)} rows")
+    prompts = [None] * len(seeds) if prompt is None else list(prompt)
+    return [
+        Piece(num_frames=num_frames, seed=seed, sampling=sampling, cfg_coef=cfg_coef, prompt=known)
+        for seed, known in zip(seeds, prompts, strict=True)
+    ]
+
+
+def _null_melody(melody: MelodyStates) -> MelodyStates:
+    """As many rows of the null condition in generation: pitch class 0, not masked."""
     null = torch.zeros_like(melody.one_hot)
     null[..., 0] = 1
-    return MelodyStates(torch.cat([melody.one_hot, null]), torch.cat([melody.mask, torch.ones_like(melody.mask)]))
+    return MelodyStates(null, torch.ones_like(melody.mask))

@@ -27,46 +27,98 @@ class Sampling:
 
 
 class SeededNoise:
-    """Exponential noise, one stream for each row: a row's draws do not depend on the batch that it stands in."""
+    """Exponential noise, one stream for each row: a row's draws do not depend on the batch that it stands in.
+
+    It is made on the CPU, step by step, so that a seed means the same on every device.
+    """
 
     def __init__(self, seeds: Sequence[int]) -> None:
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def exponential(self, num_codebooks: int, card: int) -> Tensor:
-        """float32 [B, K, card], on the CPU, so that a seed means the same on every device."""
-        return torch.stack([torch.empty(num_codebooks, card).exponential_(generator=g) for g in self._generators])
+        """The next step of all rows: float32 [B, K, card]."""
+        noise = torch.empty(len(self._generators), num_codebooks, card)
+        self.fill(noise, [True] * len(noise))
+        return noise
+
+    def fill(self, noise: Tensor, draws: Sequence[bool]) -> None:
+        """Writes the next step into float32 [B, K, card] for the rows that draw; the others' streams stand still.
+
+        Torch's block of several steps would hold other numbers than the steps one by one.
+        """
+        for row, generator, is_drawn in zip(noise, self._generators, draws, strict=True):
+            if is_drawn:
+                row.exponential_(generator=generator)
 
 
-def draw(logits: Tensor, sampling: Sampling, noise: SeededNoise) -> Tensor:
-    """Draws one code for each row and codebook.
+class Rules:
+    """The rules of the rows of a batch as tensors on the device, so that rows with different rules are drawn at once."""
 
-    Args:
-        logits: float [B, K, card].
-        sampling: the rule.
-        noise: of B rows; untouched where the rule is greedy.
+    def __init__(self, samplings: Sequence[Sampling], device: torch.device | str = "cpu") -> None:
+        self.greedy = [sampling.temperature == 0 for sampling in samplings]
+        self.is_greedy = torch.tensor(self.greedy, device=device)[:, None]  # [B, 1]
+        self.temperature = _column([sampling.temperature or 1.0 for sampling in samplings], device)
+        self.top_p = _column([sampling.top_p for sampling in samplings], device)
+        takes_k = [sampling.top_k if not sampling.top_p else 0 for sampling in samplings]
+        self.top_k = _column(takes_k, device)
+        self.max_k = max(takes_k)
+        self.has_top_p = any(sampling.top_p for sampling in samplings)
 
-    Returns:
-        int64 [B, K].
+    @property
+    def needs_noise(self) -> bool:
+        """Whether any row is not greedy."""
+        return not all(self.greedy)
+
+    def copy_(self, other: "Rules") -> None:
+        """Takes the numbers of other rules of the same ``kind`` into these tensors."""
+        for name in ("is_greedy", "temperature", "top_p", "top_k"):
+            getattr(self, name).copy_(getattr(other, name))
+        self.greedy = other.greedy
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What a recorded step depends on beside the numbers."""
+        return (len(self.greedy), any(self.greedy), all(self.greedy), self.max_k, self.has_top_p)
+
+    def draw(self, logits: Tensor, noise: Tensor) -> Tensor:
+        """Draws one code for each row and codebook.
+
+        Args:
+            logits: float [B, K, card].
+            noise: float32 [B, K, card], exponential; not read where all rows are greedy.
+
+        Returns:
+            int64 [B, K].
+        """
+        if all(self.greedy):
+            return logits.argmax(-1)
+        probabilities = torch.softmax(logits.float() / self.temperature, dim=-1)
+        kept = probabilities
+        if self.max_k:
+            kept = _keep_top_k(probabilities, self.top_k, self.max_k)
+        if self.has_top_p:
+            kept = torch.where(self.top_p > 0, _keep_top_p(probabilities, self.top_p), kept)
+        # argmax(p / e) with e exponential is a draw from p; dividing by the sum first would change nothing.
+        drawn = (kept / noise).argmax(-1)
+        return drawn if not any(self.greedy) else torch.where(self.is_greedy, logits.argmax(-1), drawn)
+
+
+def _column(values: Sequence[float], device: torch.device | str) -> Tensor:
+    return torch.tensor(values, device=device)[:, None, None]  # [B, 1, 1]
+
+
+def _keep_top_k(probabilities: Tensor, k: Tensor, max_k: int) -> Tensor:
+    """Zero below the k-th largest; equal values are kept, as in audiocraft's ``sample_top_k``.
+
+    ``k`` is int64 [B, 1, 1], 0 for a row that keeps all.
     """
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    probabilities = torch.softmax(logits.float() / sampling.temperature, dim=-1)
-    if sampling.top_p > 0:
-        probabilities = _keep_top_p(probabilities, sampling.top_p)
-    elif sampling.top_k > 0:
-        probabilities = _keep_top_k(probabilities, sampling.top_k)
-    # argmax(p / e) with e exponential is a draw from p; dividing by the sum first would change nothing.
-    e = noise.exponential(*logits.shape[1:]).to(logits.device)
-    return (probabilities / e).argmax(-1)
+    B, K, card = probabilities.shape
+    ordered = probabilities.topk(min(max_k, card), dim=-1).values
+    threshold = ordered.gather(-1, (k - 1).clamp(0, min(max_k, card) - 1).expand(B, K, 1))
+    return probabilities.where((k == 0) | (probabilities >= threshold), 0.0)
 
 
-def _keep_top_k(probabilities: Tensor, k: int) -> Tensor:
-    """Zero below the k-th largest; equal values are kept, as in audiocraft's ``sample_top_k``."""
-    threshold = probabilities.topk(min(k, probabilities.shape[-1]), dim=-1).values[..., -1:]
-    return probabilities.where(probabilities >= threshold, 0.0)
-
-
-def _keep_top_p(probabilities: Tensor, p: float) -> Tensor:
+def _keep_top_p(probabilities: Tensor, p: Tensor | float) -> Tensor:
     """Zero where the mass before a code exceeds p; the code that crosses p is kept, as in ``sample_top_p``."""
     ordered, indices = probabilities.sort(dim=-1, descending=True)
     ordered = ordered.where(ordered.cumsum(-1) - ordered <= p, 0.0)

@@ -104,8 +104,10 @@ def generate(
 ) -> Tensor:
     """Waveforms float [B, C, L] of one batch. audiocraft draws from torch's global generator: seeded for the batch.
 
-    ``melody`` is a mono waveform float [L] at the generator's sample rate, for all rows.
+    ``melody`` is a mono waveform float [L] at the generator's sample rate, for all rows. Its two-step guidance takes the
+    model's own scale, whatever it is given (spec trap 13): it is set there too.
     """
+    generator.lm.cfg_coef = options.cfg_coef
     generator.set_custom_progress_callback(progress)
     generator.set_generation_params(
         use_sampling=options.sampling.temperature > 0,
@@ -115,6 +117,7 @@ def generate(
         cfg_coef=options.cfg_coef,
         duration=options.duration_s,
         extend_stride=options.stride_s,
+        two_step_cfg=options.two_step_cfg,
     )
     torch.manual_seed(seed)
     texts, is_told = [description or "" for description in descriptions], progress is not None

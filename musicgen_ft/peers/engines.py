@@ -16,8 +16,8 @@ from musicgen_ft.errors import UserError
 from musicgen_ft.generation.adapters import AdapterMixer
 from musicgen_ft.generation.collapse import LoopWatcher
 from musicgen_ft.generation.decode import Progress
-from musicgen_ft.generation.generator import Generator, Melody
-from musicgen_ft.generation.options import GenerationOptions
+from musicgen_ft.generation.generator import Generator
+from musicgen_ft.generation.options import GenerationOptions, Request
 from musicgen_ft.model.lm import LanguageModel
 from musicgen_ft.peers import audiocraft, transformers
 from musicgen_ft.weights import from_files, state_sha256
@@ -40,23 +40,29 @@ class Engine(Protocol):
 
     def play(
         self,
-        prompts: Sequence[str],
-        options: GenerationOptions,
+        requests: Sequence[Request],
         *,
-        seeds: Sequence[int],
-        melody: Melody | None,
+        stride_s: float,
+        two_step_cfg: bool,
         progress: Progress,
         watchers: Sequence[LoopWatcher] = (),
-    ) -> Tensor:
-        """Waveforms float [B, C, L], all with one melody.
+    ) -> Sequence[Tensor]:
+        """Waveforms float [C, L].
 
-        The peers draw for the whole batch from its first seed, and show the ``watchers`` nothing: they keep their codes
-        to themselves.
+        The peers play batches of one length, rule and melody: those of the first request, from whose seed they draw.
+        They show the ``watchers`` nothing: they keep their codes to themselves.
         """
         ...
 
 
-def open_engine(name: str, base: Base, *, device: torch.device, adapters: Mapping[Path, float] | None = None) -> Engine:
+def open_engine(
+    name: str,
+    base: Base,
+    *,
+    device: torch.device,
+    dtype: str = "auto",
+    adapters: Mapping[Path, float] | None = None,
+) -> Engine:
     """The engine ``native``, ``audiocraft`` or ``transformers`` on a base; ``native`` with adapters at these strengths.
 
     Raises:
@@ -65,10 +71,10 @@ def open_engine(name: str, base: Base, *, device: torch.device, adapters: Mappin
     """
     if name == "native":
         lm = base.lm()
-        if adapters:
+        if adapters:  # before the generator packs the weights
             mixer = open_mixer(lm, base, {str(folder): folder for folder in adapters})
             mixer.blend({str(folder): strength for folder, strength in adapters.items()})
-        return _Native(Generator(lm, base.codec(), base.text_encoder()).to(device))
+        return _Native(Generator(lm, base.codec(), base.text_encoder(), dtype=dtype).to(device))
     _require(base.folder, "config.json" if name == "transformers" else audiocraft_format.LM_FILE, name)
     if name == "transformers":
         return _Transformers(transformers.open_generator(base.folder, device=str(device)))
@@ -121,17 +127,15 @@ class _Native:
 
     def play(
         self,
-        prompts: Sequence[str],
-        options: GenerationOptions,
+        requests: Sequence[Request],
         *,
-        seeds: Sequence[int],
-        melody: Melody | None,
+        stride_s: float,
+        two_step_cfg: bool,
         progress: Progress,
         watchers: Sequence[LoopWatcher] = (),
-    ) -> Tensor:
-        melodies = None if melody is None else [melody] * len(prompts)
-        return self.generator.generate(
-            prompts, options, seeds=seeds, melodies=melodies, progress=progress, watchers=watchers
+    ) -> Sequence[Tensor]:
+        return self.generator.play(
+            requests, stride_s=stride_s, two_step_cfg=two_step_cfg, progress=progress, watchers=watchers
         )
 
 
@@ -149,16 +153,16 @@ class _Audiocraft:
 
     def play(
         self,
-        prompts: Sequence[str],
-        options: GenerationOptions,
+        requests: Sequence[Request],
         *,
-        seeds: Sequence[int],
-        melody: Melody | None,
+        stride_s: float,
+        two_step_cfg: bool,
         progress: Progress,
         watchers: Sequence[LoopWatcher] = (),
-    ) -> Tensor:
-        tune = None if melody is None else torch.from_numpy(melody)
-        return audiocraft.generate(self.generator, prompts, options, seed=seeds[0], melody=tune, progress=progress)
+    ) -> Sequence[Tensor]:
+        prompts, options = _of_one_batch(requests, stride_s=stride_s, two_step_cfg=two_step_cfg)
+        seed, tune = requests[0].seed, _tune(requests)
+        return list(audiocraft.generate(self.generator, prompts, options, seed=seed, melody=tune, progress=progress))
 
 
 @dataclass(frozen=True)
@@ -175,16 +179,35 @@ class _Transformers:
 
     def play(
         self,
-        prompts: Sequence[str],
-        options: GenerationOptions,
+        requests: Sequence[Request],
         *,
-        seeds: Sequence[int],
-        melody: Melody | None,
+        stride_s: float,
+        two_step_cfg: bool,
         progress: Progress,
         watchers: Sequence[LoopWatcher] = (),
-    ) -> Tensor:
-        tune = None if melody is None else torch.from_numpy(melody)
-        return transformers.generate(self.generator, prompts, options, seed=seeds[0], melody=tune, progress=progress)
+    ) -> Sequence[Tensor]:
+        prompts, options = _of_one_batch(requests, stride_s=stride_s, two_step_cfg=two_step_cfg)
+        seed, tune = requests[0].seed, _tune(requests)
+        return list(transformers.generate(self.generator, prompts, options, seed=seed, melody=tune, progress=progress))
+
+
+def _of_one_batch(
+    requests: Sequence[Request], *, stride_s: float, two_step_cfg: bool
+) -> tuple[list[str | None], GenerationOptions]:
+    first = requests[0]
+    options = GenerationOptions(
+        duration_s=first.duration_s,
+        sampling=first.sampling,
+        cfg_coef=first.cfg_coef,
+        stride_s=stride_s,
+        two_step_cfg=two_step_cfg,
+    )
+    return [request.prompt for request in requests], options
+
+
+def _tune(requests: Sequence[Request]) -> Tensor | None:
+    melody = requests[0].melody
+    return None if melody is None else torch.from_numpy(melody)
 
 
 def _require(folder: Path, file: str, engine: str) -> None:

@@ -17,7 +17,7 @@ from musicgen_ft.chroma import DROPPED, ChromaSpec
 from musicgen_ft.files import atomic_path
 from musicgen_ft.generation.decode import Progress
 from musicgen_ft.generation.generator import Generator
-from musicgen_ft.generation.options import GenerationOptions
+from musicgen_ft.generation.options import GenerationOptions, requests_of
 from musicgen_ft.shards.batch import Batch
 from musicgen_ft.weights import write_safetensors
 
@@ -55,7 +55,9 @@ def sample_base(
     captions = [CAPTIONS[number % len(CAPTIONS)] for number in range(num_clips)]
     frame_rate = generator.codec.spec.frame_rate
     options = GenerationOptions(duration_s=(num_frames + 0.5) / frame_rate)  # the half frame is cut off
-    codes = generator.codes(captions, options, seeds=range(num_clips), progress=progress).cpu()
+    codes = torch.stack(
+        generator.codes(requests_of(captions, options, seeds=range(num_clips)), progress=progress)
+    ).cpu()
     with atomic_path(path) as temporary:
         write_safetensors(temporary, {"codes": codes.to(torch.int32)}, {"captions": "\n".join(captions)})
 

@@ -27,7 +27,7 @@ from musicgen_ft.errors import UserError
 from musicgen_ft.files import atomic_folder, write_json
 from musicgen_ft.generation.decode import Progress
 from musicgen_ft.generation.generator import Generator
-from musicgen_ft.generation.options import GenerationOptions
+from musicgen_ft.generation.options import GenerationOptions, requests_of
 from musicgen_ft.model.conditioning import TextEncoder
 from musicgen_ft.model.lm import LanguageModel
 from musicgen_ft.pictures import spectrogram
@@ -182,9 +182,9 @@ class Listening(lightning.Callback):
             prompts = self._prompts[start : start + _BATCH]
             seeds = [self._seed + start + number for number in range(len(prompts))]
             with trainer.precision_plugin.forward_context():
-                codes = generator.codes(prompts, self._options, seeds=seeds, progress=progress)
+                codes = generator.codes(requests_of(prompts, self._options, seeds=seeds), progress=progress)
             with torch.no_grad():
-                found += generator.codec.decode(codes).cpu()
+                found += generator.codec.decode(torch.stack(codes)).cpu()
         return found
 
     def _write(self, name: str, waveforms: Sequence[Tensor], *, step: int, weights: str) -> None:

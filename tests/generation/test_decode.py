@@ -84,7 +84,7 @@ def test_greedy_decoding_goes_on_from_its_own_beginning_as_it_went_on(make_lm: M
 def count_rows(lm: LanguageModel) -> list[int]:
     """Rows of every forward pass from now on."""
     rows: list[int] = []
-    lm.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].shape[0]))
+    lm.embeddings[0].register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].shape[0]))
     return rows
 
 

@@ -1,18 +1,22 @@
 """nano playing: prompts and seeds to waveforms."""
 
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+import musicgen_ft
 from musicgen_ft.checkpoint.base import open_base
 from musicgen_ft.codec import Codec
 from musicgen_ft.errors import UserError
 from musicgen_ft.generation.generator import Generator
-from musicgen_ft.generation.options import GenerationOptions
+from musicgen_ft.generation.options import GenerationOptions, Request
 from musicgen_ft.generation.sampling import Sampling
 from musicgen_ft.model.conditioning import TextEncoder
 from musicgen_ft.model.lm import LanguageModel
@@ -80,7 +84,7 @@ def test_pieces_longer_than_the_models_window_are_played_in_windows(
     lm = make_lm(text_dim=64, card=256, max_duration_s=0.4)
     generator = Generator(lm, nano_codec, text_encoder)
     longest: list[int] = []
-    lm.register_forward_pre_hook(lambda _, inputs: longest.append(inputs[0].shape[2]))
+    lm.embeddings[0].register_forward_pre_hook(lambda _, inputs: longest.append(inputs[0].shape[1]))
     calls: list[tuple[int, int]] = []
     options = GenerationOptions(duration_s=1.0, stride_s=0.24)
     waveforms = generator.generate([SHORT], options, seeds=[0], progress=lambda *at: calls.append(at))
@@ -130,3 +134,118 @@ def test_a_seed_means_the_same_on_a_gpu(nano_folder: Path, generator: Generator,
     found = on_gpu.generate([SHORT, LONG], options, seeds=[1, 2])
     expected = generator.codec.decode(decoded[0])
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)  # convolutions sum in another order
+
+
+# ---- requests --------------------------------------------------------------------------------------------------------
+
+
+def joined(chunks: Iterable[Tensor]) -> Tensor:
+    return torch.cat(list(chunks), dim=1)
+
+
+def test_requests_of_any_kind_play_at_once_as_alone(generator: Generator) -> None:
+    tone = 0.3 * torch.sin(torch.arange(4800) / 9)[None]
+    requests = [
+        Request(prompt=SHORT, duration_s=0.5, seed=1),
+        Request(prompt=LONG, duration_s=0.3, seed=2, negative_prompt=SHORT, cfg_coef=2.0),
+        Request(duration_s=0.6, seed=3, audio_prompt=tone, sampling=Sampling(temperature=0.0)),
+    ]
+    for request, found in zip(requests, generator.play(requests), strict=True):
+        (alone,) = generator.play([request])
+        torch.testing.assert_close(found, alone, rtol=0, atol=1e-5)
+        assert found.shape == (1, int(request.duration_s * 50) * 320)
+
+
+def test_a_piece_goes_on_from_a_recording_or_from_its_codes(generator: Generator) -> None:
+    tone = 0.3 * torch.sin(torch.arange(4800) / 9)[None]
+    codes = generator.codec.encode(tone[None])[0]
+    (found,) = generator.codes([Request(prompt=SHORT, duration_s=0.6, audio_prompt=tone)])
+    assert torch.equal(found[:, :15], codes)
+    assert torch.equal(generator.codes([Request(prompt=SHORT, duration_s=0.6, audio_prompt=codes)])[0], found)
+    (other,) = generator.codes([Request(prompt=SHORT, duration_s=0.6, audio_prompt=codes.flip(1))])
+    assert not torch.equal(other[:, 15:], found[:, 15:])
+
+
+@pytest.mark.parametrize("audio_prompt", [None, torch.zeros(1, 3200)])
+def test_a_stream_joins_to_what_play_gives(generator: Generator, audio_prompt: Tensor | None) -> None:
+    request = Request(prompt=SHORT, duration_s=1.5, seed=4, audio_prompt=audio_prompt)
+    chunks = list(generator.stream(request, chunk_s=0.4, first_chunk_s=0.1))
+    (whole,) = generator.play([request])
+    torch.testing.assert_close(joined(chunks), whole, rtol=0, atol=float(whole.abs().max()) * 1e-5)
+    assert len(chunks) > 3
+    if audio_prompt is None:
+        assert chunks[0].shape == (1, 1600)
+
+
+def test_a_long_piece_streams_too(
+    make_lm: Callable[..., LanguageModel], nano_codec: Codec, text_encoder: TextEncoder
+) -> None:
+    generator = Generator(make_lm(text_dim=64, card=256, max_duration_s=0.4), nano_codec, text_encoder)
+    request = Request(prompt=SHORT, duration_s=1.0, audio_prompt=torch.zeros(1, 1600))
+    chunks = list(generator.stream(request, stride_s=0.24, chunk_s=0.1, first_chunk_s=0.1))
+    (whole,) = generator.play([request], stride_s=0.24)
+    assert whole.shape == (1, 16_000)
+    torch.testing.assert_close(joined(chunks), whole, rtol=0, atol=float(whole.abs().max()) * 1e-5)
+    assert len(chunks) > 4
+
+
+def test_the_first_chunk_is_there_before_the_piece_is_done(generator: Generator) -> None:
+    steps: list[int] = []
+    chunks = generator.stream(
+        Request(prompt=SHORT, duration_s=3.0), first_chunk_s=0.2, progress=lambda done, of: steps.append(of - done)
+    )
+    next(chunks)
+    assert len(steps) == 10 + 8 + 3  # its frames, those that its sound waits for, the last codebook's delay
+    assert steps[-1] > 100
+
+
+def test_long_and_short_requests_play_at_once(
+    make_lm: Callable[..., LanguageModel], nano_codec: Codec, text_encoder: TextEncoder
+) -> None:
+    generator = Generator(make_lm(text_dim=64, card=256, max_duration_s=0.4), nano_codec, text_encoder)
+    requests = [Request(prompt=SHORT, duration_s=s, seed=7) for s in (1.0, 0.2, 1.0, 0.7)]
+    found = generator.codes(requests, stride_s=0.24)
+    assert [codes.shape[1] for codes in found] == [50, 10, 50, 35]
+    for request, codes in zip(requests, found, strict=True):
+        assert torch.equal(generator.codes([request], stride_s=0.24)[0], codes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"duration_s": -1.0}, "less than a frame"),
+        ({"cfg_coef_beta": 5.0}, "cfg_coef_beta sets the prompt against a melody, found none"),
+        ({"melody": np.zeros(9, np.float32)}, "this generator takes no melody"),
+        ({"audio_prompt": torch.zeros(1, 16_000)}, "found 1 s, expected less than the duration of 0.5 s"),
+        ({"audio_prompt": torch.zeros(2, 1600)}, r"a waveform \(2, 1600\), expected \[1, L\] at 16000 Hz"),
+        ({"audio_prompt": torch.zeros(3, 9, dtype=torch.long)}, r"codes \(3, 9\), expected \[4, T\]"),
+        ({"audio_prompt": torch.full((4, 9), 256)}, r"codes beyond \[0, 256\)"),
+    ],
+)
+def test_a_request_that_cannot_be_played_is_refused_at_once(
+    generator: Generator, changes: dict[str, Any], message: str
+) -> None:
+    request = Request(**{"prompt": SHORT, "duration_s": 0.5, **changes})
+    for play in (lambda: generator.play([request]), lambda: generator.stream(request)):
+        with pytest.raises(UserError, match=message):
+            play()
+
+
+def test_opening_takes_a_name_and_packs_what_it_plays(nano_folder: Path, generator: Generator) -> None:
+    opened = Generator.open(str(nano_folder), device="cpu", dtype="fp32")
+    request = Request(prompt=SHORT, duration_s=0.5, seed=1)
+    assert torch.equal(opened.codes([request])[0], generator.codes([request])[0])
+    assert Generator.open(open_base(str(nano_folder)), device="cpu", dtype="bf16").codes([request])[0].shape == (4, 25)
+    with pytest.raises(UserError, match="--dtype int4: expected auto, fp32"):
+        Generator.open(str(nano_folder), dtype="int4").codes([request])
+
+
+def test_the_package_offers_what_five_lines_need_and_imports_no_torch_before() -> None:
+    program = (
+        "import sys, musicgen_ft; assert 'torch' not in sys.modules; from musicgen_ft import Generator, Request; "
+        "print(Generator.__name__, Request.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "Generator Request\n"
+    with pytest.raises(AttributeError, match="has no attribute 'Organ'"):
+        musicgen_ft.Organ  # noqa: B018

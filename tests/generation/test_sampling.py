@@ -6,13 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from musicgen_ft.generation.sampling import Sampling, SeededNoise, draw
+from musicgen_ft.generation.sampling import Rules, Sampling, SeededNoise
 
 B, K, CARD = 3, 4, 11
 
 
 def random_logits(seed: int = 0) -> Tensor:
     return torch.randn(B, K, CARD, generator=torch.Generator().manual_seed(seed))
+
+
+def draw(logits: Tensor, sampling: Sampling, noise: SeededNoise) -> Tensor:
+    rules = Rules([sampling] * len(logits))
+    return rules.draw(logits, noise.exponential(*logits.shape[1:]) if rules.needs_noise else torch.empty(0))
 
 
 def drawn_codes(logits: Tensor, sampling: Sampling, *, times: int = 200) -> Tensor:

@@ -1,5 +1,6 @@
 """Decoding token for token against the real audiocraft and the real transformers, greedily and with guidance."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from musicgen_ft.checkpoint.base import Base
 from musicgen_ft.generation.decode import generate_codes, generate_long
 from musicgen_ft.generation.generator import Generator
-from musicgen_ft.generation.options import GenerationOptions
+from musicgen_ft.generation.options import GenerationOptions, Request
 from musicgen_ft.generation.sampling import Sampling, _keep_top_k, _keep_top_p
 from musicgen_ft.model.conditioning import TextEncoder
 from musicgen_ft.model.lm import LanguageModel
@@ -169,7 +170,7 @@ def probabilities(*, tied: bool = False) -> Tensor:
 def test_top_k_keeps_what_audiocraft_keeps(drawn_from: list[Tensor], k: int, tied: bool) -> None:
     p = probabilities(tied=tied)
     audiocraft.utils.utils.sample_top_k(p.clone(), k)
-    kept = _keep_top_k(p, k)
+    kept = _keep_top_k(p, torch.full((2, 1, 1), k), k)
     assert torch.equal(kept > 0, drawn_from[0] > 0)
     torch.testing.assert_close(kept / kept.sum(-1, keepdim=True), drawn_from[0], rtol=1e-5, atol=0)
 
@@ -183,3 +184,82 @@ def test_top_p_keeps_what_audiocraft_keeps(drawn_from: list[Tensor], top_p: floa
     assert torch.equal(ordered > 0, drawn_from[0] > 0)
     torch.testing.assert_close(ordered / ordered.sum(-1, keepdim=True), drawn_from[0], rtol=1e-5, atol=0)
     assert torch.equal(kept[kept > 0], p[kept > 0])
+
+
+# ---- other ways to play ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cfg_coef", [1.0, 2.5])
+def test_two_step_guidance_equals_audiocrafts(
+    musicgen: Any,
+    audiocraft_base: Base,
+    text_encoder: TextEncoder,
+    conditions: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    cfg_coef: float,
+) -> None:
+    monkeypatch.setattr(musicgen.lm, "cfg_coef", cfg_coef)  # the argument is ignored (spec trap 13)
+    expected = musicgen.lm.generate(
+        None, conditions(["slow warm piano"]), max_gen_len=23, use_sampling=False, two_step_cfg=True
+    )
+    generator = Generator(audiocraft_base.lm(), audiocraft_base.codec(), text_encoder)
+    request = Request(prompt="slow warm piano", duration_s=0.46, sampling=GREEDY, cfg_coef=cfg_coef)
+    for two_step_cfg in (False, True):
+        (found,) = generator.codes([request], two_step_cfg=two_step_cfg)
+        assert torch.equal(found, expected[0])
+
+
+@pytest.mark.parametrize("duration_s", [0.5, 0.9])
+def test_a_continuation_equals_audiocrafts(
+    musicgen: Any,
+    audiocraft_base: Base,
+    text_encoder: TextEncoder,
+    monkeypatch: pytest.MonkeyPatch,
+    duration_s: float,
+) -> None:
+    monkeypatch.setattr(musicgen, "max_duration", 0.6)
+    monkeypatch.setattr(musicgen, "generation_params", {})
+    musicgen.set_generation_params(use_sampling=False, cfg_coef=3.0, duration=duration_s, extend_stride=0.3)
+    beginning = 0.5 * torch.randn(1, 300, generator=torch.Generator().manual_seed(2))
+    expected = musicgen.generate_continuation(beginning[None], 1200, ["slow warm piano"])
+    lm = audiocraft_base.lm()
+    lm.config = replace(lm.config, max_duration_s=0.6)
+    generator = Generator(lm, audiocraft_base.codec(), text_encoder)
+    request = Request(prompt="slow warm piano", duration_s=duration_s, sampling=GREEDY, audio_prompt=beginning)
+
+    (found,) = generator.play([request], stride_s=0.3)
+    chunks = list(generator.stream(request, stride_s=0.3, chunk_s=0.1, first_chunk_s=0.1))
+
+    assert found.shape == (1, int(duration_s * 50) * 24)
+    torch.testing.assert_close(found[None], expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(torch.cat(chunks, dim=1)[None], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "auto"])
+def test_packed_weights_give_audiocrafts_greedy_codes(
+    musicgen: Any, audiocraft_base: Base, text_encoder: TextEncoder, conditions: Any, dtype: str
+) -> None:
+    expected = musicgen.lm.generate(None, conditions(["slow warm piano"]), max_gen_len=50, use_sampling=False)
+    generator = Generator.open(audiocraft_base, device="cpu", dtype=dtype)
+    request = Request(prompt="slow warm piano", duration_s=1.0, sampling=GREEDY)
+    assert torch.equal(generator.codes([request])[0], expected[0])
+
+
+def test_each_request_of_a_mixed_batch_equals_audiocrafts_alone(
+    musicgen: Any, audiocraft_base: Base, text_encoder: TextEncoder, conditions: Any
+) -> None:
+    prompt = prompt_codes(1, 6)
+    wanted: list[tuple[str, int, float, Tensor | None]] = [
+        ("slow warm piano", 23, 3.0, None), (LONG, 31, 1.0, prompt), ("", 12, 5.0, None),
+    ]  # fmt: skip
+    generator = Generator(audiocraft_base.lm(), audiocraft_base.codec(), text_encoder)
+    requests = [
+        Request(
+            prompt=words, duration_s=T / 50, sampling=GREEDY, cfg_coef=coef,
+            audio_prompt=None if known is None else known[0],
+        )
+        for words, T, coef, known in wanted
+    ]  # fmt: skip
+    for found, (words, T, coef, known) in zip(generator.codes(requests), wanted, strict=True):
+        expected = musicgen.lm.generate(known, conditions([words]), max_gen_len=T, use_sampling=False, cfg_coef=coef)
+        assert torch.equal(found, expected[0])

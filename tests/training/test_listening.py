@@ -14,6 +14,7 @@ from torch import Tensor
 from musicgen_ft.audio import read
 from musicgen_ft.codec import CodecSpec
 from musicgen_ft.errors import UserError
+from musicgen_ft.generation.options import requests_of
 from musicgen_ft.model.conditioning import TextEncoder
 from musicgen_ft.model.lm import LanguageModel
 from musicgen_ft.training import listening as listening_module
@@ -112,7 +113,7 @@ def test_the_weights_that_are_heard_are_those_that_are_validated(
     assert not torch.equal(of_base, of_run)
     options = run.listening._options
     with run.module.averaged(), as_generator(run.module.lm, codec, text_encoder, torch.device("cpu")) as generator:
-        expected = generator.codes(PROMPTS, options, seeds=range(3))
+        expected = torch.stack(generator.codes(requests_of(PROMPTS, options, seeds=range(3))))
     assert torch.equal(of_run, expected)
     how = json.loads((run.folder.path / "samples" / "step-000004" / "000_calm-piano.json").read_text())
     assert how["weights"] == ("raw" if ema_decay == 0 else "averaged")
