@@ -46,9 +46,7 @@ class Generator:
     played one after the other there.
     """
 
-    def __init__(
-        self, lm: LanguageModel, codec: Codec, text_encoder: TextEncoder, *, dtype: str | None = None
-    ) -> None:
+    def __init__(self, lm: LanguageModel, codec: Codec, text_encoder: TextEncoder, *, dtype: str | None = None) -> None:
         """Takes the three parts, which the first piece lays out for decoding.
 
         Args:
@@ -102,7 +100,9 @@ class Generator:
         if self._engine is None:
             precision = None
             if self._dtype is not None:
-                weights = [parameter for layer in self.lm.layers for parameter in layer.parameters() if parameter.ndim == 2]
+                weights = [
+                    parameter for layer in self.lm.layers for parameter in layer.parameters() if parameter.ndim == 2
+                ]
                 precision = choose_precision(self._dtype, weights, self.lm.out_norm.weight.device)
             self._engine = Engine(Decoder(self.lm, precision))
         return self._engine
@@ -288,7 +288,9 @@ class Generator:
         if self.lm.config.chroma is None and request.melody is not None:
             raise UserError("this generator takes no melody, found one. Use one made from facebook/musicgen-melody.")
         if request.cfg_coef_beta is not None and request.melody is None:
-            raise UserError("cfg_coef_beta sets the prompt against a melody, found none. Give a melody, or leave it out.")
+            raise UserError(
+                "cfg_coef_beta sets the prompt against a melody, found none. Give a melody, or leave it out."
+            )
         prompt = None if request.audio_prompt is None else self._prompt(request.audio_prompt)
         if prompt is not None and prompt.shape[1] >= num_frames:
             raise UserError(
@@ -342,8 +344,8 @@ class Generator:
             num_tokens = self.text_encoder.tokenize([words_of_one])[0].shape[1]
             if num_tokens > MAX_TOKENS:
                 raise UserError(
-                    f"prompt {(words_of_one or '')[:40]!r}...: found {num_tokens} tokens, expected at most {MAX_TOKENS}: "
-                    "T5 attends from each to each. Shorten it."
+                    f"prompt {(words_of_one or '')[:40]!r}...: found {num_tokens} tokens, expected at most "
+                    f"{MAX_TOKENS}: T5 attends from each to each. Shorten it."
                 )
         states = self.text_encoder.encode([*words, *negative])
         rows = [_row(states, row) for row in range(len(states.mask))]
@@ -390,9 +392,7 @@ class _Conditions:
         return Conditions(self._text, melody, self._negative)
 
 
-def _melody(
-    generator: Generator, melodies: Sequence[Melody | None], start: int, *, is_whole: bool
-) -> MelodyStates:
+def _melody(generator: Generator, melodies: Sequence[Melody | None], start: int, *, is_whole: bool) -> MelodyStates:
     """The melodies' condition for a window from frame ``start`` on.
 
     A piece that fits one window takes a melody from its start. Of a longer one each window takes its own part of the

@@ -47,7 +47,9 @@ def test_every_way_through_the_decoder_gives_the_logits_of_the_model(
         cache = decoder.cache(3, room)
         decoder.prefill(codes[:, :, :4], condition, cache, start=0)
         two = decoder.prefill(codes[:, :, 4:6], condition, cache, start=P + 4)
-        static = decoder.step(codes[:, :, 6:7], condition.padded(8), cache, static_place(decoder, P + 6, room - 3, room))
+        static = decoder.step(
+            codes[:, :, 6:7], condition.padded(8), cache, static_place(decoder, P + 6, room - 3, room)
+        )
         eager = decoder.prefill(codes[:, :, 6:7], condition, cache, start=P + 6)
 
     torch.testing.assert_close(whole, expected[:, :, -1], rtol=0, atol=1e-5)

@@ -261,7 +261,5 @@ def test_each_request_of_a_mixed_batch_equals_audiocrafts_alone(
         for words, T, coef, known in wanted
     ]  # fmt: skip
     for found, (words, T, coef, known) in zip(generator.codes(requests), wanted, strict=True):
-        expected = musicgen.lm.generate(
-            known, conditions([words]), max_gen_len=T, use_sampling=False, cfg_coef=coef
-        )
+        expected = musicgen.lm.generate(known, conditions([words]), max_gen_len=T, use_sampling=False, cfg_coef=coef)
         assert torch.equal(found, expected[0])

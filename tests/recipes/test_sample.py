@@ -83,7 +83,7 @@ def test_a_mistake_is_told_in_one_line_and_writes_nothing(
     nano_folder: Path, tmp_path: Path, tone: Path, command: Command, words: tuple[object, ...], message: str
 ) -> None:
     (tmp_path / "broken.wav").write_bytes(b"no audio")
-    given = [str(tmp_path / word) if str(word).endswith(".wav") else word for word in words]
+    given = [tmp_path / str(word) if str(word).endswith(".wav") else word for word in words]
     result = command("sample", nano_folder, *SHORT, "--out", tmp_path / "wavs", *given)
     assert result.status == 2, result.err
     assert "Traceback" not in result.err
