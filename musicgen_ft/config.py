@@ -440,12 +440,14 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "duration_s", "batch_size", "stride_s")
-        given = {"audio_prompt": self.audio_prompt, "negative_prompt": self.negative_prompt.strip()}
+        given: dict[str, object] = {"audio_prompt": self.audio_prompt, "negative_prompt": self.negative_prompt.strip()}
         given |= {"cfg_coef_beta": self.cfg_coef_beta, "dtype": self.dtype if self.dtype != "auto" else None}
         if self.engine != "native" and any(given.values()):
             name = next(name for name, value in given.items() if value)
             raise ValueError(f"{name}: found one for --engine {self.engine}, it is for --engine native.")
-        _not_negative(self, "top_k", "temperature", "cfg_coef", "cfg_coef_beta", "seed", "retry_silent")
+        _not_negative(self, "top_k", "temperature", "cfg_coef", "seed", "retry_silent")
+        if self.cfg_coef_beta is not None:
+            _not_negative(self, "cfg_coef_beta")
         _probability(self, "top_p")
         if not self.prompt and self.prompts is None:
             raise ValueError("prompt: found none, expected at least one. Give --prompt TEXT, or --prompts FILE.")

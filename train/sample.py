@@ -64,11 +64,11 @@ def main(config: SampleConfig) -> None:
     device = resolve_device(config.device)
     engine = open_engine(config.engine, base, device=device, dtype=config.dtype, adapters=adapters)
     requests = {number: request_of(config, number, prompt, melody, beginning) for number, prompt in left}
-    write_json(config.out / RECORD_FILE, record)
     for start in range(0, len(left), config.batch_size):
         numbers = [number for number, _ in left[start : start + config.batch_size]]
         told = f"sample {numbers[-1] + 1}/{len(pieces)}"
         takes = play(config, engine, {number: requests[number] for number in numbers}, told)
+        write_json(config.out / RECORD_FILE, record)  # only now: a mistake leaves nothing behind
         for number in numbers:
             write(config, engine.sample_rate, requests[number], takes[number], paths[number])
 

@@ -89,8 +89,10 @@ class Engine:
     ) -> list[Tensor]:
         """Codes int64 [K, T] of each piece."""
         batch = _Batch(self.decoder, pieces)
-        for sequence, _ in self._run(batch, conditions, two_step=two_step, progress=progress):
-            codes = batch.codes(sequence)
+        codes: list[Tensor] = []
+        for sequence, step in self._run(batch, conditions, two_step=two_step, progress=progress):
+            if step == batch.last_step:
+                codes = batch.codes(sequence)
         return codes
 
     def stream(
@@ -162,6 +164,7 @@ class _Batch:
             row[steps[:, piece.num_known :].flatten()] = True
         self.draws: list[list[bool]] = unknown.T.tolist()
         """For each step, which pieces have a code to draw in it."""
+        self.last_step = max(step for step, rows in enumerate(self.draws) if any(rows))
 
     def sequence(self) -> Tensor:
         """int64 [B, K, S]: prompts, ``UNKNOWN``, and the special token behind the end of shorter pieces."""

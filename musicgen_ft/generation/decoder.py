@@ -1,6 +1,7 @@
 """The language model laid out for decoding: few projections, keys and values in buffers that stay where they are.
 
-R rows, K codebooks, S sequence steps, N text tokens, P prefix steps, M steps that a cache has room for, D width, H heads.
+R rows, K codebooks, S sequence steps, N text tokens, P prefix steps, M steps that a cache has room for,
+D width, H heads.
 """
 
 from collections.abc import Sequence
@@ -162,7 +163,8 @@ class Decoder:
         normed = self.lm.out_norm(x)[:, -1]
         if self._heads is None:
             return torch.stack([head(normed) for head in self.lm.heads], dim=1)
-        return self._heads(normed).unflatten(-1, (self.config.n_q, -1))
+        logits = self._heads(normed)
+        return logits.view(len(logits), self.config.n_q, -1)
 
     def positions(self, num_steps: int) -> Tensor:
         """Position embeddings of the first steps: float32 [S, D]."""
@@ -242,7 +244,8 @@ class _DecoderLayer:
 
     def _heads(self, x: Tensor, num: int) -> Sequence[Tensor]:
         """[R, S, num D] -> num times [R, H, S, D/H]."""
-        return x.unflatten(-1, (num, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        R, S, _ = x.shape
+        return x.view(R, S, num, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def _join(attended: Tensor) -> Tensor:

@@ -337,8 +337,8 @@ class Generator:
             num_tokens = self.text_encoder.tokenize([words_of_one])[0].shape[1]
             if num_tokens > MAX_TOKENS:
                 raise UserError(
-                    f"prompt {(words_of_one or '')[:40]!r}...: found {num_tokens} tokens, expected at most {MAX_TOKENS}: "
-                    "T5 attends from each to each. Shorten it."
+                    f"prompt {(words_of_one or '')[:40]!r}...: found {num_tokens} tokens, expected at most "
+                    f"{MAX_TOKENS}: T5 attends from each to each. Shorten it."
                 )
         states = self.text_encoder.encode([*words, *negative])
         rows = [_row(states, row) for row in range(len(states.mask))]

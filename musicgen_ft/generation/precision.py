@@ -77,7 +77,7 @@ def _pack_bf16(weight: Tensor) -> Projection:
         plain = weight.bfloat16()
         return lambda x: F.linear(x, plain)
     packed = mkldnn._reorder_linear_weight(weight.bfloat16())
-    return lambda x: mkldnn._linear_pointwise(x, packed, None, "none", [], "")  # type: ignore[no-any-return]
+    return lambda x: mkldnn._linear_pointwise(x, packed, None, "none", [], "")
 
 
 def _pack_fp16(weight: Tensor) -> Projection:
@@ -86,7 +86,7 @@ def _pack_fp16(weight: Tensor) -> Projection:
         plain = weight.half()
         return lambda x: F.linear(x, plain.float())
     packed = _with_fbgemm(lambda: quantized.linear_prepack_fp16(weight.float(), None))
-    return lambda x: quantized.linear_dynamic_fp16(x, packed)  # type: ignore[no-any-return]
+    return lambda x: quantized.linear_dynamic_fp16(x, packed)
 
 
 def _pack_int8(weight: Tensor) -> Projection:
@@ -95,7 +95,7 @@ def _pack_int8(weight: Tensor) -> Projection:
     zero = torch.zeros(len(weight), dtype=torch.long)
     whole = torch.quantize_per_channel(weight.float(), scale, zero, 0, torch.qint8)
     packed = _with_fbgemm(lambda: quantized.linear_prepack(whole, None))
-    return lambda x: quantized.linear_dynamic(x, packed, False)  # type: ignore[no-any-return]
+    return lambda x: quantized.linear_dynamic(x, packed, False)
 
 
 _PACKERS: dict[Precision, Callable[[Tensor], Projection]] = {

@@ -52,7 +52,7 @@ class SeededNoise:
 
 
 class Rules:
-    """The rules of the rows of a batch as tensors on the device, so that rows with different rules are drawn at once."""
+    """The rules of the rows of a batch as tensors on the device, so that rows with other rules are drawn at once."""
 
     def __init__(self, samplings: Sequence[Sampling], device: torch.device | str = "cpu") -> None:
         self.greedy = [sampling.temperature == 0 for sampling in samplings]

@@ -17,8 +17,8 @@ UNKNOWN = -1
 """In a sequence: a code that is yet to be drawn."""
 
 Mode = Literal["eager", "static", "graph"]
-"""eager reads only the filled part of the cache; static runs the step that can be recorded; graph records it on CUDA and
-plays the record."""
+"""eager reads only the filled part of the cache; static runs the step that can be recorded; graph records it on CUDA
+and plays the record."""
 
 NOISE_STEPS = 32
 """Steps whose noise is made and copied at once."""

@@ -104,8 +104,8 @@ def generate(
 ) -> Tensor:
     """Waveforms float [B, C, L] of one batch. audiocraft draws from torch's global generator: seeded for the batch.
 
-    ``melody`` is a mono waveform float [L] at the generator's sample rate, for all rows. Its two-step guidance takes the
-    model's own scale, whatever it is given (spec trap 13): it is set there too.
+    ``melody`` is a mono waveform float [L] at the generator's sample rate, for all rows. Its two-step guidance takes
+    the model's own scale, whatever it is given (spec trap 13): it is set there too.
     """
     generator.lm.cfg_coef = options.cfg_coef
     generator.set_custom_progress_callback(progress)

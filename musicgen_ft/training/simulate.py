@@ -32,7 +32,7 @@ from musicgen_ft.model.lora import FrozenLinear, choose_trained
 from musicgen_ft.shards.batch import Batch
 from musicgen_ft.training.ema import trainable
 from musicgen_ft.training.module import FinetuneModule
-from musicgen_ft.training.optim import build_optimizer
+from musicgen_ft.training.optim import build_optimizer, parameter_groups
 
 DeviceType = Literal["cpu", "cuda"]
 Part = Literal["weights", "gradients", "optimizer", "average", "activations"]
@@ -44,6 +44,8 @@ _CUDA_BLOCK = 512
 """Bytes to which CUDA's caching allocator rounds up."""
 _FLASH_ROWS = 128
 """Queries to which flash attention's buffer of the queries' gradient is rounded up."""
+_SMALLEST_IN_8_BITS, _BLOCK_IN_8_BITS = 4096, 256
+"""Values of a tensor from which on bitsandbytes holds its moments in 8 bits, and those that share a scale."""
 _NF4_BLOCK, _NF4_BLOCKS = 64, 256
 """Weights with a scale of 8 bits between them, and scales with one of 32 bits (bitsandbytes, double quantization)."""
 
@@ -120,7 +122,11 @@ def training_memory(
             module: Any = FinetuneModule(lm, _no_encoder(micro_batch, num_tokens, lm_config.text_dim), config)
         batch = _batch(lm_config, micro_batch, num_frames, num_chroma)
         is_scaled = compute_dtype == torch.float16
-        optimizer: Any = build_optimizer(lm, config, is_scaled=is_scaled)
+        optimizer: Any = (
+            _EightBitMoments(parameter_groups(lm, weight_decay=config.weight_decay))
+            if config.optimizer == "adamw8bit"
+            else build_optimizer(lm, config, is_scaled=is_scaled)
+        )
         if device == "cuda" and is_scaled:
             for group in optimizer.param_groups:  # as torch chooses there
                 group.update(foreach=True)
@@ -316,11 +322,28 @@ class _CUDA(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is F.dropout:
-            p, training = kwargs.get("p", args[1] if len(args) > 1 else 0.5), kwargs.get("training", True)
-            p, training = (args[1], args[2]) if len(args) > 2 else (p, training)
-            if training and p > 0:
-                return torch.native_dropout(args[0], p, True)[0]
+            given = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs
+            if given["training"] and given["p"] > 0:  # as nn.Dropout calls it, with everything given
+                return torch.native_dropout(given["input"], given["p"], True)[0]
         return func(*args, **kwargs)
+
+
+class _EightBitMoments(torch.optim.Optimizer):
+    """Holds what bitsandbytes' AdamW in 8 bits does, whose own step looks at values."""
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        super().__init__(groups, {"optim_bits": 8})
+
+    def step(self, closure: Any = None) -> Any:
+        """Makes the moments: in fp32 where the group says so or a tensor is small, else a scale for each block."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if group["optim_bits"] == 32 or parameter.numel() < _SMALLEST_IN_8_BITS:
+                    self.state[parameter] = {i: torch.empty_like(parameter) for i in range(2)}
+                    continue
+                blocks = -(-parameter.numel() // _BLOCK_IN_8_BITS)
+                moments = {i: torch.empty_like(parameter, dtype=torch.uint8) for i in range(2)}
+                self.state[parameter] = moments | {i: torch.empty(blocks) for i in (2, 3)}
 
 
 class _FourBit(nn.Module):
@@ -348,5 +371,6 @@ class _FourBitProduct(torch.autograd.Function):
         return F.linear(x, x.new_empty(shape))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = grad_outputs
         return gradient @ gradient.new_empty(ctx.shape), None

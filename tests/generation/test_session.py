@@ -1,6 +1,7 @@
 """Batches of pieces of any kind: each as it would be alone, in every mode and by plain definitions."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -32,6 +33,12 @@ def random_codes(*shape: int) -> Tensor:
 
 def null_of(text: TextStates) -> TextStates:
     return TextStates(torch.zeros_like(text.states), torch.zeros_like(text.mask))
+
+
+def last(lm: LanguageModel, past: Tensor, text: TextStates, melody: MelodyStates | None = None) -> Tensor:
+    """Logits of the step behind a sequence, by the model itself."""
+    logits: Tensor = lm(past, text, melody=melody)[:, :, -1]
+    return logits
 
 
 @torch.no_grad()
@@ -90,7 +97,7 @@ def test_seeds_give_the_music_that_they_have_always_given(
     lm, text = make_lm(), make_text(5)
 
     def predict(past: Tensor) -> Tensor:
-        with_text, without = lm(past, text)[:, :, -1], lm(past, null_of(text))[:, :, -1]
+        with_text, without = last(lm, past, text), last(lm, past, null_of(text))
         return without + (with_text - without) * 3.0
 
     piece = Piece(num_frames=40, seed=8, sampling=sampling)  # more than one block of noise
@@ -106,9 +113,7 @@ def test_other_patterns_play_in_both_modes(make_lm: MakeLM, make_text: MakeText,
     found = engine_of(lm, mode).codes(Conditions(text), pieces)
     for row, piece in enumerate(pieces):
         alone = TextStates(text.states[row : row + 1], text.mask[row : row + 1])
-        expected = naive_codes(
-            lambda past, alone=alone: lm(past, alone)[:, :, -1], lm, piece.num_frames, piece.sampling, piece.seed
-        )
+        expected = naive_codes(partial(last, lm, text=alone), lm, piece.num_frames, piece.sampling, piece.seed)
         assert torch.equal(found[row], expected)
 
 
@@ -120,8 +125,8 @@ def test_a_negative_prompt_takes_the_place_of_the_null_condition(
     lm, text, negative = make_lm(text_padding="transformers"), make_text(5), make_text(3, num_tokens=5, seed=9)
 
     def predict(past: Tensor) -> Tensor:
-        away = lm(past, negative)[:, :, -1]
-        return away + (lm(past, text)[:, :, -1] - away) * 2.5
+        away = last(lm, past, negative)
+        return away + (last(lm, past, text) - away) * 2.5
 
     piece = Piece(num_frames=15, seed=8, sampling=GREEDY, cfg_coef=2.5)
     (found,) = engine_of(lm, mode).codes(Conditions(text, None, negative), [piece], two_step=two_step)
@@ -141,8 +146,8 @@ def test_double_guidance_is_what_audiocraft_defines(
     no_melody = type(null)(null.one_hot[1:], null.mask[1:])
 
     def predict(past: Tensor) -> Tensor:
-        full, tune = (lm(past, t, melody=melody)[:, :, -1] for t in (text, null_of(text)))
-        nothing = lm(past, null_of(text), melody=no_melody)[:, :, -1]
+        full, tune = (last(lm, past, t, melody) for t in (text, null_of(text)))
+        nothing = last(lm, past, null_of(text), no_melody)
         return nothing + 3.0 * (tune + 5.0 * (full - tune) - nothing)  # audiocraft's main branch, spec 4.4
 
     piece = Piece(num_frames=15, seed=8, sampling=GREEDY, cfg_coef_beta=5.0)

@@ -1,6 +1,7 @@
 """Sound that leaves while codes are still being made, against the whole decoded at once."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def released_like_codec(channels: int) -> Codec:
             target_bandwidths=[2.2], sampling_rate=32_000, num_filters=8, upsampling_ratios=[8, 5, 4, 4],
             codebook_size=64, codebook_dim=32, hidden_size=32, use_causal_conv=False, use_conv_shortcut=False,
         )  # fmt: skip
-        model = EncodecModel(config).eval()
+        model: Any = EncodecModel(config).eval()
         for layer in model.quantizer.layers:
             layer.codebook.embed.normal_()
     return Codec(model, id="like", channels=channels)

@@ -25,7 +25,7 @@ def tone(tmp_path: Path) -> Path:
 
 
 def played(folder: Path) -> tuple[np.ndarray, dict[str, Any]]:
-    (wav,), (how,) = list(folder.glob("*.wav")), list(folder.glob("*.json"))
+    (wav,), (how,) = list(folder.glob("*.wav")), list(folder.glob("000_*.json"))
     found: dict[str, Any] = json.loads(how.read_text())
     return read(wav, sample_rate=16_000, channels=1), found
 
@@ -52,12 +52,46 @@ def test_many_words_are_read_and_said_to_be_many(nano_folder: Path, tmp_path: Pa
     prompt = " ".join(["a"] * 300)
     result = command("sample", nano_folder, "--prompt", prompt, "--duration_s", 0.1, "--out", tmp_path / "wavs")
     assert result.status == 0, result.err
-    assert "piece 0: all 300 words of the prompt were read" in result.out
+    assert ".wav: all 300 words of the prompt were read" in result.out
 
 
 def test_a_top_k_of_zero_takes_all_codes(nano_folder: Path, tmp_path: Path, command: Command) -> None:
     result = command("sample", nano_folder, *SHORT, "--top_k", 0, "--out", tmp_path / "wavs")
     assert result.status == 0, result.err
+
+
+def test_a_file_of_prompts_is_played_and_goes_on_where_it_was_stopped(
+    nano_folder: Path, tmp_path: Path, command: Command
+) -> None:
+    lines = [{"prompt": f"waltz {number}", "duration_s": (1 + number) / 10} for number in range(4)]
+    (tmp_path / "prompts.jsonl").write_text(
+        "\n".join(json.dumps(line) for line in [*lines, {"prompt": "x", "seed": 9}])
+    )
+    words = ("sample", nano_folder, "--prompts", tmp_path / "prompts.jsonl", "--duration_s", 0.2, "--batch_size", 2)
+    whole = command(*words, "--out", tmp_path / "whole")
+    assert whole.status == 0, whole.err
+    wavs = sorted((tmp_path / "whole").glob("*.wav"))
+    assert [wav.name for wav in wavs] == [*(f"00{n}_waltz-{n}.wav" for n in range(4)), "004_x.wav"]
+    assert [read(wav, sample_rate=16_000, channels=1).shape[1] for wav in wavs] == [1600, 3200, 4800, 6400, 3200]
+    assert json.loads(wavs[4].with_suffix(".json").read_text())["seed"] == 9
+
+    stopped = tmp_path / "stopped"
+    command(*words, "--out", stopped)
+    for path in stopped.glob("00[124]_*"):
+        if path.suffix == ".json" or path.name.startswith("001"):
+            path.unlink()  # as if it had been killed: no piece counts without its JSON
+    left = {path.name: path.stat().st_mtime_ns for path in stopped.glob("00[03]_*")}
+    again = command(*words, "--out", stopped)
+    assert again.status == 0, again.err
+    assert "2 of 5 pieces are there already" in again.out
+    assert {name: (stopped / name).stat().st_mtime_ns for name in left} == left
+    for wav in wavs:
+        assert (stopped / wav.name).read_bytes() == wav.read_bytes()
+
+    assert "5 of 5 pieces are there already" in command(*words, "--out", stopped).out
+    other = command(*words, "--out", stopped, "--seed", 3)
+    assert other.status == 2
+    assert "holds pieces of another command: seed is 3, was 0" in other.err
 
 
 MISTAKES: dict[str, tuple[tuple[object, ...], str]] = {
@@ -83,7 +117,7 @@ def test_a_mistake_is_told_in_one_line_and_writes_nothing(
     nano_folder: Path, tmp_path: Path, tone: Path, command: Command, words: tuple[object, ...], message: str
 ) -> None:
     (tmp_path / "broken.wav").write_bytes(b"no audio")
-    given = [str(tmp_path / word) if str(word).endswith(".wav") else word for word in words]
+    given = [tmp_path / str(word) if str(word).endswith(".wav") else word for word in words]
     result = command("sample", nano_folder, *SHORT, "--out", tmp_path / "wavs", *given)
     assert result.status == 2, result.err
     assert "Traceback" not in result.err

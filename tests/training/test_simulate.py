@@ -73,6 +73,7 @@ CHANGES: list[dict[str, Any]] = [
     {"freeze": ("layers.0", "embeddings"), "ema_decay": 0.0},
     {"dropout": 0.1, "loss_chunk_frames": 128},
     {"text_padding": "transformers"},
+    {"optimizer": "adamw8bit"},
     {"precision": "bf16"},
     {"precision": "bf16", "method": "lora", "lora_rank": 3},
 ]
@@ -187,6 +188,15 @@ def test_memory_grows_with_the_batch_and_shrinks_with_recomputation(make_lm: Cal
     assert kept == sorted(kept, reverse=True) and len(set(kept)) == 3
     one, two, three = (simulated(lm, FinetuneConfig(), micro_batch=B).activations for B in (1, 2, 3))
     assert three - two == pytest.approx(two - one, rel=0.02)
+
+
+def test_dropouts_masks_are_of_bytes_on_cuda(make_lm: Callable[..., LanguageModel]) -> None:
+    lm = make_lm(**WIDE)
+    without, on_cuda, on_cpu = (
+        simulated(lm, FinetuneConfig(dropout=p), device=device).activations
+        for p, device in ((0.0, "cuda"), (0.1, "cuda"), (0.1, "cpu"))
+    )
+    assert without < on_cuda < on_cpu
 
 
 def test_what_is_trained_afterwards_has_its_data(
