@@ -32,6 +32,7 @@ COMMANDS = {
     "plan": ("train/plan.py", "before a download: what fits a memory, and the command for it"),
     "export": ("train/export.py", "make a generator folder of a run"),
     "sample": ("train/sample.py", "play prompts into WAV files"),
+    "serve": ("train/serve.py", "a local page to hear base and tuned side by side"),
     "demo": ("train/demo.py", "all of the above, offline, in minutes"),
 }
 """Command -> file of its recipe, and what it does."""
@@ -189,6 +190,8 @@ def _normalise(
                 found.insert(0, f"--config={config_path(command, value)}")  # options override it wherever they stand
             else:
                 found.append(f"--{name}={value}")
+        elif rest and rest[0] in tuples:  # takes all that follow
+            gathered.setdefault(rest[0], []).append(word)
         elif rest:
             found.append(f"--{rest.pop(0)}={word}")
         else:

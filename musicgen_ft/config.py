@@ -460,6 +460,34 @@ class SampleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """A page on this machine to type prompts, drop a melody or a clip, and hear two models side by side."""
+
+    POSITIONAL: ClassVar[tuple[str, ...]] = ("generator",)
+
+    generator: tuple[str, ...]
+    """One or more, the base before the tuned: nano, a hub id, or a folder."""
+    host: str = "127.0.0.1"
+    """Address to listen at. Any other lets every machine that reaches it play, without a password."""
+    port: int = 7860
+    """Port to listen at; 0 takes a free one."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    max_duration_s: float = 120.0
+    """Seconds of the longest piece that the page offers."""
+    max_models: int = 2
+    """Models kept in memory; the one that has not played for longest goes."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "max_duration_s", "max_models")
+        _not_negative(self, "port")
+        if self.port > 65535:
+            raise ValueError(f"port: found {self.port}, expected at most 65535.")
+        if not self.generator:
+            raise ValueError("generator: found none, expected at least one, such as nano.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DemoConfig:
     """The whole job in one go: synthesize, prepare, finetune, export, re-open, sample."""
 

@@ -20,6 +20,7 @@ from musicgen_ft.config import (
     PlanConfig,
     PrepareConfig,
     SampleConfig,
+    ServeConfig,
     SynthesizeConfig,
     config_folder,
     config_path,
@@ -36,6 +37,7 @@ CLASSES: dict[str, type[Any]] = {
     "plan": PlanConfig,
     "export": ExportConfig,
     "sample": SampleConfig,
+    "serve": ServeConfig,
     "demo": DemoConfig,
 }
 REQUIRED: dict[str, list[str]] = {
@@ -46,6 +48,7 @@ REQUIRED: dict[str, list[str]] = {
     "plan": ["--base", "small"],
     "export": ["run", "--out", "generator"],
     "sample": ["generator", "--out", "wavs", "--prompt", "a waltz"],
+    "serve": ["nano"],
     "demo": ["--out", "demo"],
 }
 """Of every command, the arguments that it cannot do without."""
@@ -215,6 +218,7 @@ POSITIVE = {
     ],
     "plan": ["memory_gib", "devices", "segment_s", "batch_size"],
     "sample": ["duration_s", "batch_size", "stride_s"],
+    "serve": ["max_duration_s", "max_models"],
     "demo": ["tracks", "duration_s"],
 }
 NOT_NEGATIVE = {
@@ -222,6 +226,7 @@ NOT_NEGATIVE = {
     "inspect": ["captions", "players", "seed"],
     "finetune": ["warmup_steps", "weight_decay", "num_workers", "seed", "forgetting_clips"],
     "sample": ["top_k", "temperature", "cfg_coef", "cfg_coef_beta", "seed", "retry_silent"],
+    "serve": ["port"],
 }
 PROBABILITY = {
     "prepare": ["valid_fraction", "max_silent_share", "max_clipped_share"],

@@ -35,7 +35,7 @@ LAYERS = (
     {"checkpoint"},
     {"generation"},
     {"training"},  # plays what it trains
-    {"peers", "report", "workers"},
+    {"peers", "report", "serving", "workers"},
 )
 LAYER = {unit: number for number, units in enumerate(LAYERS) for unit in units}
 NO_TORCH = ("cli", "config", "terminal", "files", "errors")

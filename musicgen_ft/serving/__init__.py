@@ -1,0 +1,1 @@
+"""One local page to play and compare models: what it does, and how it looks."""

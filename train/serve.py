@@ -1,0 +1,36 @@
+"""Serves a page on this machine to hear base and tuned side by side; needs the extra ``serve``.
+
+musicgen-ft serve facebook/musicgen-small generator
+musicgen-ft serve nano --port 0
+"""
+
+from musicgen_ft.cli import run_recipe
+from musicgen_ft.config import ServeConfig
+
+
+def main(config: ServeConfig) -> None:
+    """Takes the port, finds the generators, serves until Ctrl-C."""
+    from musicgen_ft.errors import UserError
+    from musicgen_ft.serving.port import listen, url_of
+
+    try:
+        from musicgen_ft.serving.page import serve
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "gradio":
+            raise
+        raise UserError('the page is made with Gradio, found none. Run: pip install "musicgen-ft[serve]"') from error
+    from musicgen_ft.serving.studio import Studio
+
+    with listen(config.host, config.port) as listening:
+        studio = Studio(
+            config.generator,
+            device=config.device,
+            max_duration_s=config.max_duration_s,
+            max_models=config.max_models,
+        )
+        print(f"{url_of(listening)} plays {', '.join(studio.generators)}; Ctrl-C ends it", flush=True)
+        serve(studio, listening)
+
+
+if __name__ == "__main__":
+    run_recipe(ServeConfig, main)
