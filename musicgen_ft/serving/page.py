@@ -90,28 +90,27 @@ def build_page(studio: Studio, *, seed: int | None = None) -> Any:
         with gr.Row(elem_classes="knobs"):
             longest = studio.max_duration_s
             duration = gr.Slider(0.5, longest, min(10.0, longest), step=0.5, label="Seconds", buttons=[])
-            guidance = gr.Slider(0, 10, 3.0, step=0.1, label="Guidance (how closely to follow the prompt)", buttons=[])
+            guidance = gr.Slider(0, 10, 3.0, step=0.1, label="Guidance (1: none)", buttons=[])
             with gr.Row(elem_classes="seed"):
                 first = random.randrange(10_000) if seed is None else seed
-                number = gr.Number(first, precision=0, minimum=0, label="Seed", min_width=90)
-                dice = gr.Button("🎲", min_width=48, elem_classes="dice", elem_id="dice")
-                same = gr.Checkbox(True, label="Same seed on both sides", min_width=120, elem_classes="same")
-        with gr.Accordion("Melody, clip to go on from", open=False):
-            with gr.Row():
-                melody = gr.Audio(
-                    label="Melody to follow", type="filepath", sources=["upload", "microphone"], elem_id="melody",
-                    visible=_takes_melody(studio, *_first_choice(studio)),
-                )  # fmt: skip
-                clip = gr.Audio(
-                    label="Clip to go on from; its seconds count", type="filepath", sources=["upload", "microphone"],
-                    elem_id="clip",
-                )  # fmt: skip
+                number = gr.Number(first, precision=0, minimum=0, label="Seed", min_width=80)
+                dice = gr.Button("Draw", min_width=64, elem_classes="dice", elem_id="dice", size="sm")
+                same = gr.Checkbox(True, label="same for A and B", min_width=120, elem_classes="same")
+        with gr.Accordion("Melody, clip to go on from", open=False), gr.Row():
+            melody = gr.Audio(
+                label="Melody to follow", type="filepath", sources=["upload", "microphone"], buttons=[],
+                elem_id="melody", visible=_takes_melody(studio, *_first_choice(studio)),
+            )  # fmt: skip
+            clip = gr.Audio(
+                label="Clip to go on from; its seconds count", type="filepath", sources=["upload", "microphone"],
+                buttons=[], elem_id="clip",
+            )  # fmt: skip
         with gr.Accordion("Negative prompt, how codes are drawn", open=False):
             negative = gr.Textbox(label="Negative prompt", placeholder="What to stay away from", lines=1)
             with gr.Row():
-                temperature = gr.Slider(0, 2, 1.0, step=0.05, label="Temperature (0: the likeliest code)", buttons=[])
-                top_k = gr.Slider(0, 1000, 250, step=1, label="Top-k (0: all codes)", buttons=[])
-                top_p = gr.Slider(0, 1, 0.0, step=0.01, label="Top-p (above 0 it replaces top-k)", buttons=[])
+                temperature = gr.Slider(0, 2, 1.0, step=0.05, label="Temperature", buttons=[])
+                top_k = gr.Slider(0, 1000, 250, step=1, label="Top-k (0: all)", buttons=[])
+                top_p = gr.Slider(0, 1, 0.0, step=0.01, label="Top-p (above 0: no top-k)", buttons=[])
         with gr.Row(elem_id="go"):
             play = gr.Button("Play", variant="primary", elem_id="play", scale=3)
             stop = gr.Button("Stop", elem_id="stop", scale=1, min_width=80)
@@ -124,7 +123,10 @@ def build_page(studio: Studio, *, seed: int | None = None) -> Any:
 
             def chosen(*models: str, own: int = "AB".index(column.name), count: int = len(sliders)) -> list[Any]:
                 over = bool(studio.adapters_of(models[own]))
-                return [gr.update(visible=_takes_melody(studio, *models)), *[gr.update(visible=over)] * count]
+                return [
+                    gr.update(visible=_takes_melody(studio, *models)),
+                    *(gr.update(visible=over) for _ in range(count)),
+                ]
 
             column.model.change(
                 chosen, choices, [melody, *sliders], queue=False, show_progress="hidden", api_visibility="private"
@@ -153,7 +155,7 @@ def build_page(studio: Studio, *, seed: int | None = None) -> Any:
             both, inputs, outputs, show_progress="hidden", api_name="play", concurrency_id="play", concurrency_limit=1
         )  # fmt: skip
         stop.click(
-            lambda: [gr.update(value="")] * len(columns), None, [column.status for column in columns],
+            lambda: ["<p class='done'>stopped</p>"] * len(columns), None, [column.status for column in columns],
             cancels=[playing], queue=False, api_visibility="private",
         )  # fmt: skip
     return page
@@ -233,7 +235,7 @@ def _column(studio: Studio, name: str, at: int) -> _Column:
             waveform_options=gr.WaveformOptions(waveform_color="#94a3b8", waveform_progress_color="#6366f1"),
         )  # fmt: skip
         with gr.Row():
-            wav = gr.DownloadButton("WAV", size="sm", visible=False, min_width=80)
+            wav = gr.DownloadButton("Download WAV", size="sm", visible=False, min_width=80)
             settings = gr.DownloadButton("Settings (JSON)", size="sm", visible=False, min_width=80)
     return _Column(name, model, strengths, status, audio, wav, settings)
 
@@ -245,8 +247,8 @@ def _play(
     messages: list[str] = []
     blank = {column.status: _waiting() for column in columns}
     for column in columns:
-        hidden = gr.update(value=None, visible=False)
-        blank |= {column.audio: None, column.wav: hidden, column.settings: hidden}
+        files = (column.wav, column.settings)
+        blank |= {column.audio: None, **{file: gr.update(value=None, visible=False) for file in files}}
     yield blank
     for at, column in enumerate(columns):
         generator = values[column.model]
@@ -268,8 +270,9 @@ def _play(
             logger.exception("a fault of ours")
             messages.append(f"A fault of ours ({type(error).__name__}): the terminal tells more.")
             yield {column.status: _failed(messages[-1])}
-    if messages:
-        raise gr.Error("\n".join(html.escape(line) for line in dict.fromkeys(messages)), print_exception=False)
+    for message in dict.fromkeys(messages):
+        # Not gr.Error, which would write "Error" over the side that has played, too.
+        gr.Warning(html.escape(message), title="Not played")
 
 
 def _done(column: _Column, piece: Piece, wish: Wish, folder: Path) -> dict[Any, Any]:

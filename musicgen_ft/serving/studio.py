@@ -275,9 +275,7 @@ class Studio:
         if wish.melody is not None and chroma is not None:
             melody = read_sound("melody", wish.melody, sample_rate=chroma.sample_rate, channels=1)[0]
         if wish.clip is not None:
-            clip = torch.from_numpy(
-                read_sound("clip", wish.clip, sample_rate=spec.sample_rate, channels=spec.channels)
-            )
+            clip = torch.from_numpy(read_sound("clip", wish.clip, sample_rate=spec.sample_rate, channels=spec.channels))
             found_s = clip.shape[1] / spec.sample_rate
             if found_s >= wish.duration_s:
                 raise UserError(
