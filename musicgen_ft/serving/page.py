@@ -19,6 +19,7 @@ from typing import Any
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
 import gradio as gr  # pyright: ignore[reportMissingImports]
+from gradio.themes import Default  # pyright: ignore[reportMissingImports]
 
 from musicgen_ft.audio import write_wav
 from musicgen_ft.errors import UserError
@@ -189,7 +190,7 @@ def application(page: Any, *, host: str) -> Application:
     if host in LOOPBACK:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
     fonts = ["system-ui", "sans-serif"]
-    theme = gr.themes.Default(
+    theme = Default(
         primary_hue="indigo", secondary_hue="indigo", neutral_hue="slate",
         font=fonts, font_mono=["ui-monospace", "monospace"],
     )  # fmt: skip
@@ -310,8 +311,8 @@ def _path(value: str | None) -> Path | None:
 
 def _first_choice(studio: Studio) -> tuple[str, str]:
     """The base on the left and the tuned one on the right, where there are two; else one model on both."""
-    names = studio.generators
-    return names[0], names[1] if len(names) > 1 and not studio.adapters else names[0]
+    base, *others = studio.generators
+    return base, others[0] if others and not studio.adapters else base
 
 
 def _takes_melody(studio: Studio, *generators: str) -> bool:
