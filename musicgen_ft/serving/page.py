@@ -9,7 +9,9 @@ import json
 import logging
 import os
 import random
+import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from dataclasses import dataclass
@@ -163,7 +165,7 @@ def build_page(studio: Studio, *, seed: int | None = None) -> Any:
 
 
 def serve(studio: Studio, listening: socket.socket) -> None:
-    """Serves the page until Ctrl-C. Uploads and pieces lie in a temporary folder, which goes when it ends."""
+    """Serves the page until Ctrl-C or SIGTERM. Uploads and pieces lie in a temporary folder, which goes when it ends."""
     import uvicorn  # pyright: ignore[reportMissingImports]
 
     with tempfile.TemporaryDirectory(prefix="musicgen-ft-") as folder:
@@ -172,6 +174,8 @@ def serve(studio: Studio, listening: socket.socket) -> None:
             application(build_page(studio), host=listening.getsockname()[0]), log_level="warning", lifespan="on",
             timeout_graceful_shutdown=2,
         )  # fmt: skip
+        # uvicorn hands a signal on to the handler before it: the default one would leave the folder behind.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         uvicorn.Server(config).run(sockets=[listening])
 
 
