@@ -165,7 +165,7 @@ def build_page(studio: Studio, *, seed: int | None = None) -> Any:
 
 
 def serve(studio: Studio, listening: socket.socket) -> None:
-    """Serves the page until Ctrl-C or SIGTERM. Uploads and pieces lie in a temporary folder, which goes when it ends."""
+    """Serves the page until Ctrl-C or SIGTERM. Uploads and pieces lie in a temporary folder, which goes then."""
     import uvicorn  # pyright: ignore[reportMissingImports]
 
     with tempfile.TemporaryDirectory(prefix="musicgen-ft-") as folder:
