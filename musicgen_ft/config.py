@@ -467,6 +467,8 @@ class ServeConfig:
 
     generator: tuple[str, ...]
     """One or more, the base before the tuned: nano, a hub id, or a folder."""
+    adapter: tuple[str, ...] = ()
+    """Adapter over the first generator, on a slider; give --adapter again for more. The right side begins with it."""
     host: str = "127.0.0.1"
     """Address to listen at. Any other lets every machine that reaches it play, without a password."""
     port: int = 7860

@@ -1,6 +1,7 @@
 """Serves a page on this machine to hear base and tuned side by side; needs the extra ``serve``.
 
 musicgen-ft serve facebook/musicgen-small generator
+musicgen-ft serve facebook/musicgen-small --adapter lofi --adapter waltz
 musicgen-ft serve nano --port 0
 """
 
@@ -11,6 +12,8 @@ from musicgen_ft.config import ServeConfig
 def main(config: ServeConfig) -> None:
     """Takes the port, finds the generators, serves until Ctrl-C."""
     from musicgen_ft.errors import UserError
+    from musicgen_ft.generation.adapters import parse_adapters
+    from musicgen_ft.peers.engines import open_mixer
     from musicgen_ft.serving.port import listen, url_of
 
     try:
@@ -24,6 +27,8 @@ def main(config: ServeConfig) -> None:
     with listen(config.host, config.port) as listening:
         studio = Studio(
             config.generator,
+            adapters={folder.name: folder for folder in parse_adapters(config.adapter)},
+            open_mixer=open_mixer,
             device=config.device,
             max_duration_s=config.max_duration_s,
             max_models=config.max_models,
