@@ -48,7 +48,11 @@ def test_the_readmes_lines_of_python_play(nano_folder: Path) -> None:
     (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     for name in ("Generator.open", "Request", "generator.play", "generator.stream"):
         assert name in snippet
-    lines = snippet.replace('"generator"', repr(str(nano_folder))).replace("duration_s=10", "duration_s=0.2").replace("print(", "str(")
+    lines = (
+        snippet.replace('"generator"', repr(str(nano_folder)))
+        .replace("duration_s=10", "duration_s=0.2")
+        .replace("print(", "str(")
+    )
     scope: dict[str, object] = {}
     exec(compile(lines, "README.md", "exec"), scope)
 
