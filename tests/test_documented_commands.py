@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from musicgen_ft import config as configs
-from musicgen_ft.checkpoint.base import open_base
 from musicgen_ft.cli import COMMANDS, parse
 from musicgen_ft.generation.generator import Generator
-from musicgen_ft.generation.options import GenerationOptions
+from musicgen_ft.generation.options import Request
 
 ROOT = Path(__file__).parents[1]
 CLASSES = {name: getattr(configs, f"{name.capitalize()}Config") for name in COMMANDS}
@@ -47,15 +46,18 @@ def test_the_readme_shows_every_command_of_the_main_job() -> None:
 def test_the_readmes_lines_of_python_play(nano_folder: Path) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    for name in ("open_base", "Generator", "GenerationOptions", "generator.generate"):
+    for name in ("Generator.open", "Request", "generator.play", "generator.stream"):
         assert name in snippet
-    lines = snippet.replace('"generator"', repr(str(nano_folder))).replace("duration_s=10", "duration_s=0.2")
+    lines = (
+        snippet.replace('"generator"', repr(str(nano_folder)))
+        .replace("duration_s=10", "duration_s=0.2")
+        .replace("print(", "str(")
+    )
     scope: dict[str, object] = {}
     exec(compile(lines, "README.md", "exec"), scope)
 
-    assert {scope["open_base"], scope["Generator"], scope["GenerationOptions"]} == {
-        open_base, Generator, GenerationOptions,
-    }  # fmt: skip
-    waveform = scope["waveform"]
-    assert isinstance(waveform, torch.Tensor)
-    assert waveform.shape == (1, 1, 3200)
+    assert {scope["Generator"], scope["Request"]} == {Generator, Request}
+    for name in ("waveform", "chunk"):
+        waveform = scope[name]
+        assert isinstance(waveform, torch.Tensor)
+        assert waveform.shape == (1, 3200)
