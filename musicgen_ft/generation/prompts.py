@@ -11,7 +11,7 @@ from musicgen_ft.files import read_json, refuse_used
 
 RECORD_FILE = "sample.json"
 
-_KINDS: dict[str, tuple[type, ...]] = {
+_KINDS: dict[str, Any] = {
     "prompt": (str,),
     "negative_prompt": (str,),
     "seed": (int,),
@@ -66,7 +66,8 @@ def _from_json(line: str, where: str) -> Prompt:
         raise UserError(f"{where}: no JSON ({error}).") from error
     if not isinstance(values, dict) or "prompt" not in values:
         raise UserError(f'{where}: expected an object with a prompt, as {{"prompt": "slow waltz", "seed": 7}}.')
-    for name, value in values.items():
+    fields: dict[str, Any] = values
+    for name, value in fields.items():
         if name not in _KINDS:
             raise UserError(f"{where}: unknown field {name!r}, expected some of {', '.join(_KINDS)}.")
         if not isinstance(value, _KINDS[name]) or isinstance(value, bool):
@@ -75,7 +76,7 @@ def _from_json(line: str, where: str) -> Prompt:
             raise UserError(
                 f"{where}: {name} is {value!r}, expected {'more than' if name == 'duration_s' else 'at least'} 0."
             )
-    return Prompt(**values)
+    return Prompt(**fields)
 
 
 def check_folder(out: Path, how: dict[str, Any], prompts: list[Prompt]) -> dict[str, Any]:

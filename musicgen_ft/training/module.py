@@ -127,6 +127,7 @@ class FinetuneModule(lightning.LightningModule):
         """One step; the average takes the new weights in before any checkpoint can be saved."""
         lr = self.trainer.optimizers[0].param_groups[0]["lr"]
         super().optimizer_step(*args, **kwargs)
+        self.trainer.optimizers[0].zero_grad()  # Lightning would keep them through the next forward pass
         step = self.global_step + 1  # Lightning counts it afterwards
         if self.ema is not None and step % self.config.ema_every_steps == 0:
             self.ema.update(self.lm)

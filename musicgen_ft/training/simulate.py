@@ -144,7 +144,7 @@ def _steps(
     accumulates: bool,
     compute_dtype: torch.dtype,
 ) -> None:
-    """The end of a step, and a micro-batch of the next one: in the order in which Lightning does it."""
+    """The end of a step, and a micro-batch of the next one: in the order in which ``FinetuneModule`` does it."""
     for _, parameter in trainable(module.lm):
         with storages.count_as("gradients"):
             parameter.grad = torch.empty_like(parameter)
@@ -152,12 +152,12 @@ def _steps(
     module.configure_gradient_clipping(optimizer)
     with storages.count_as("optimizer"):
         optimizer.step()
+    if not accumulates:  # else they stand for those of the micro-batches before
+        optimizer.zero_grad()
     if module.ema is not None:
         module.ema.update(module.lm)
     with torch.autocast("cpu", compute_dtype, enabled=compute_dtype != torch.float32):
         loss = module.loss(batch).ce
-    if not accumulates:  # only now: until here the gradients of the step before are still there
-        optimizer.zero_grad()
     loss.backward()
 
 

@@ -63,10 +63,11 @@ def test_a_top_k_of_zero_takes_all_codes(nano_folder: Path, tmp_path: Path, comm
 def test_a_file_of_prompts_is_played_and_goes_on_where_it_was_stopped(
     nano_folder: Path, tmp_path: Path, command: Command
 ) -> None:
-    lines = [{"prompt": f"waltz {number}", "duration_s": (1 + number) / 10} for number in range(4)]
-    (tmp_path / "prompts.jsonl").write_text(
-        "\n".join(json.dumps(line) for line in [*lines, {"prompt": "x", "seed": 9}])
-    )
+    lines: list[dict[str, Any]] = [
+        *({"prompt": f"waltz {number}", "duration_s": (1 + number) / 10} for number in range(4)),
+        {"prompt": "x", "seed": 9},
+    ]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
     words = ("sample", nano_folder, "--prompts", tmp_path / "prompts.jsonl", "--duration_s", 0.2, "--batch_size", 2)
     whole = command(*words, "--out", tmp_path / "whole")
     assert whole.status == 0, whole.err

@@ -97,15 +97,15 @@ def batch(lm: LanguageModel, *, B: int = 2, T: int = 300) -> Batch:
 
 
 def train(module: Any, of: Batch, dtype: torch.dtype, device: str = "cpu") -> None:
-    """Two steps, as Lightning makes them."""
+    """Two steps, as the module makes them."""
     optimizer = build_optimizer(module.lm, module.config, is_scaled=False)
     for _ in range(2):
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
             loss = module.loss(of).ce
-        optimizer.zero_grad()
         loss.backward()
         module.configure_gradient_clipping(optimizer)
         optimizer.step()
+        optimizer.zero_grad()
         if module.ema is not None:
             module.ema.update(module.lm)
 
@@ -165,7 +165,7 @@ def test_parts_are_told_apart(make_lm: Callable[..., LanguageModel]) -> None:
     lm = make_lm(**WIDE)
     weights = 4 * sum(parameter.numel() for parameter in lm.parameters())
     num_tensors = len(list(lm.parameters()))
-    memory = simulated(lm, FinetuneConfig())
+    memory = simulated(lm, FinetuneConfig(), accumulates=True)
     assert (memory.weights, memory.gradients, memory.average) == (weights, weights, weights)
     assert memory.optimizer == 2 * weights + 4 * num_tensors  # two moments, and the steps of each tensor
     assert memory.activations > 0
