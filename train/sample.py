@@ -50,7 +50,7 @@ def main(config: SampleConfig) -> None:
     if config.cfg_coef_beta is not None and config.melody is None:
         raise UserError("cfg_coef_beta sets the prompt against a melody, found none. Give --melody FILE.")
     adapters = parse_adapters(config.adapter)
-    record = check_folder(config.out, to_plain(config), prompts)
+    record = check_folder(config.out, to_plain(config), prompts, is_resumable=config.prompts is not None)
     pieces = list(enumerate(prompts))
     paths = {number: place(config.out, number, prompt, len(pieces)) for number, prompt in pieces}
     left = [(number, prompt) for number, prompt in pieces if not paths[number].with_suffix(".json").is_file()]
@@ -68,7 +68,8 @@ def main(config: SampleConfig) -> None:
         numbers = [number for number, _ in left[start : start + config.batch_size]]
         told = f"sample {numbers[-1] + 1}/{len(pieces)}"
         takes = play(config, engine, {number: requests[number] for number in numbers}, told)
-        write_json(config.out / RECORD_FILE, record)  # only now: a mistake leaves nothing behind
+        if config.prompts is not None:
+            write_json(config.out / RECORD_FILE, record)  # only now: a mistake leaves nothing behind
         for number in numbers:
             write(config, engine.sample_rate, requests[number], takes[number], paths[number])
 
@@ -127,14 +128,14 @@ def write(config: SampleConfig, sample_rate: int, request: "Request", takes: "li
     from musicgen_ft.generation.adapters import parse_adapters
     from musicgen_ft.generation.takes import best_take
 
-    prompt, take = request.prompt or "", best_take(takes)
+    prompt, take, piece = request.prompt or "", best_take(takes), f"piece {int(path.name.partition('_')[0])}"
     if not prompt.strip():
-        print(f"{path.name}: the prompt is empty, played without a condition")
+        print(f"{piece}: the prompt is empty, played without a condition")
     if (num_words := len(prompt.split())) > LONG_PROMPT:
-        print(f"{path.name}: all {num_words} words of the prompt were read; the base has learned from few")
+        print(f"{piece}: all {num_words} words of the prompt were read; the base has learned from few")
     for each in takes:
         if each.collapse.is_found:
-            print(f"{path.name}: with seed {each.seed} it {each.collapse}")
+            print(f"{piece}: with seed {each.seed} it {each.collapse}")
     write_wav(path, normalize_loudness(take.waveform, sample_rate), sample_rate)
     how = {name: value for name, value in to_plain(config).items() if name not in ("prompts", "batch_size")}
     how |= {"prompt": prompt, "seed": take.seed, "duration_s": request.duration_s, "cfg_coef": request.cfg_coef}

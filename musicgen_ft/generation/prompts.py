@@ -79,13 +79,14 @@ def _from_json(line: str, where: str) -> Prompt:
     return Prompt(**fields)
 
 
-def check_folder(out: Path, how: dict[str, Any], prompts: list[Prompt]) -> dict[str, Any]:
+def check_folder(out: Path, how: dict[str, Any], prompts: list[Prompt], *, is_resumable: bool = True) -> dict[str, Any]:
     """Refuses a folder that holds anything but pieces of the same command, which it may have left unfinished.
 
     Args:
         out: the folder.
         how: what the pieces are made with, in plain values.
         prompts: of the pieces.
+        is_resumable: else it must hold nothing.
 
     Returns:
         What is to be written to RECORD_FILE there before the first piece.
@@ -95,7 +96,7 @@ def check_folder(out: Path, how: dict[str, Any], prompts: list[Prompt]) -> dict[
     """
     digest = hashlib.sha256(json.dumps([vars(prompt) for prompt in prompts]).encode()).hexdigest()
     record: dict[str, Any] = json.loads(json.dumps({**how, "prompts_sha256": digest}))
-    if not (out / RECORD_FILE).is_file():
+    if not is_resumable or not (out / RECORD_FILE).is_file():
         refuse_used(out)
         return record
     found = read_json(out / RECORD_FILE)

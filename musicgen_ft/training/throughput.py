@@ -5,6 +5,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -106,5 +107,9 @@ def peak_memory_gib(device: torch.device) -> float:
     """The most memory that this process has held: on the CUDA device, or else in all."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    status = Path("/proc/self/status")
+    if status.is_file():  # Linux, where getrusage tells of a child what its parent held when it was started
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) / 2**20
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most / 2**30 if sys.platform == "darwin" else most / 2**20  # macOS counts bytes, Linux KiB
+    return most / 2**30 if sys.platform == "darwin" else most / 2**20  # macOS counts bytes, others KiB

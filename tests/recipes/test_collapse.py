@@ -1,7 +1,7 @@
 """sample on generators that fall silent or into a loop: said aloud, written down, played again on request."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from musicgen_ft.audio import read
-from musicgen_ft.generation import generator as generator_module
+from musicgen_ft.generation.decode import Engine, Piece
 
 Command = Callable[..., Any]
 
@@ -26,16 +26,17 @@ def sings(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """
     asked: list[list[int]] = []
 
-    def generate_codes(*_: Any, num_frames: int, seeds: list[int], **__: Any) -> Tensor:
-        asked.append(list(seeds))
+    def codes(engine: Any, conditions: Any, pieces: Sequence[Piece], **_: Any) -> list[Tensor]:
+        asked.append([piece.seed for piece in pieces])
         rows = []
-        for seed in seeds:
-            row = torch.randint(256, (4, num_frames), generator=torch.Generator().manual_seed(seed))
-            loops = seed < 1_000_000
-            rows.append(row[:, :25].repeat(1, num_frames // 25 + 1)[:, :num_frames] if loops else row)
-        return torch.stack(rows)
+        for piece in pieces:
+            row = torch.randint(256, (4, piece.num_frames), generator=torch.Generator().manual_seed(piece.seed))
+            loops = piece.seed < 1_000_000
+            bars = piece.num_frames // 25 + 1
+            rows.append(row[:, :25].repeat(1, bars)[:, : piece.num_frames] if loops else row)
+        return rows
 
-    monkeypatch.setattr(generator_module, "generate_codes", generate_codes)
+    monkeypatch.setattr(Engine, "codes", codes)
     return asked
 
 

@@ -52,7 +52,7 @@ def test_many_words_are_read_and_said_to_be_many(nano_folder: Path, tmp_path: Pa
     prompt = " ".join(["a"] * 300)
     result = command("sample", nano_folder, "--prompt", prompt, "--duration_s", 0.1, "--out", tmp_path / "wavs")
     assert result.status == 0, result.err
-    assert ".wav: all 300 words of the prompt were read" in result.out
+    assert "piece 0: all 300 words of the prompt were read" in result.out
 
 
 def test_a_top_k_of_zero_takes_all_codes(nano_folder: Path, tmp_path: Path, command: Command) -> None:

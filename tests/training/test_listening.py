@@ -14,6 +14,7 @@ from torch import Tensor
 from musicgen_ft.audio import read
 from musicgen_ft.codec import CodecSpec
 from musicgen_ft.errors import UserError
+from musicgen_ft.generation.decoder import Decoder
 from musicgen_ft.generation.options import requests_of
 from musicgen_ft.model.conditioning import TextEncoder
 from musicgen_ft.model.lm import LanguageModel
@@ -170,19 +171,20 @@ def test_samples_that_a_kill_has_prevented_are_made_up_for(
     assert bytes_under(resumed.folder.path / "samples") == bytes_under(expected.folder.path / "samples")
 
 
-def test_a_run_that_is_told_to_stop_plays_no_further(start_heard: Callable[..., Run]) -> None:
+def test_a_run_that_is_told_to_stop_plays_no_further(
+    start_heard: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = start_heard(max_steps=4)
-    generate = run.module.lm.hidden
-    calls = 0
+    step, calls = Decoder.prefill, 0
 
     def told(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
-        if len(args) == 4 and args[2] is not None and run.trainer.global_step == 2:  # with a cache: it plays
+        if run.trainer.global_step == 2:
             calls += 1
             run.stop.signum = 15 if calls == 3 else 0
-        return generate(*args, **kwargs)
+        return step(*args, **kwargs)
 
-    run.module.lm.hidden = told
+    monkeypatch.setattr(Decoder, "prefill", told)
     with pytest.raises(SystemExit) as end:
         run.fit()
     assert (end.value.code, calls) == (75, 3)
