@@ -22,12 +22,12 @@ def main(config: ServeConfig) -> None:
         if (error.name or "").split(".")[0] != "gradio":
             raise
         raise UserError('the page is made with Gradio, found none. Run: pip install "musicgen-ft[serve]"') from error
-    from musicgen_ft.serving.studio import Studio
+    from musicgen_ft.serving.studio import Studio, by_short_name
 
     with listen(config.host, config.port) as listening:
         studio = Studio(
             config.generator,
-            adapters={folder.name: folder for folder in parse_adapters(config.adapter)},
+            adapters=by_short_name(parse_adapters(config.adapter)),
             open_mixer=open_mixer,
             device=config.device,
             max_duration_s=config.max_duration_s,

@@ -7,8 +7,8 @@ import gc
 import math
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -340,3 +340,10 @@ def _in_range(name: str, value: float | None, low: float, high: float, *, unit: 
 
 def _plain(wish: Wish) -> dict[str, Any]:
     return {name: value.name if isinstance(value, Path) else value for name, value in asdict(wish).items()}
+
+
+def by_short_name(folders: Iterable[Path]) -> dict[str, Path]:
+    """Each folder by its last part, as the page calls it, or by all of it where two have the same last part."""
+    folders = list(folders)
+    times = Counter(folder.name for folder in folders)
+    return {folder.name if times[folder.name] == 1 else str(folder): folder for folder in folders}

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from musicgen_ft.checkpoint.base import open_base
 from musicgen_ft.peers.engines import open_mixer
+from musicgen_ft.serving.studio import Side, Studio, Wish, by_short_name
 
 Command = Callable[..., Any]
 
@@ -145,3 +147,23 @@ def test_a_wrong_adapter_is_told_in_one_line(
     assert message in result.err
     assert len(result.err.strip().splitlines()) == 1
     assert not (tmp_path / "wavs").exists()
+
+
+def test_the_page_switches_adapters_over_one_base(adapters: dict[str, Path], nano_folder: Path) -> None:
+    studio = Studio((str(nano_folder),), adapters=by_short_name(adapters.values()), open_mixer=open_mixer)
+
+    def played(strengths: dict[str, float]) -> Tensor:
+        side = Side(generator=str(nano_folder), strengths=strengths)
+        (*_, piece) = studio.play(side, Wish(prompt="a waltz", duration_s=1.0, seed=3))
+        assert piece.waveform is not None
+        return torch.as_tensor(piece.waveform)
+
+    base, lofi, both, again = map(played, ({}, {"lofi": 1.0}, {"lofi": 0.5, "waltz": 0.5}, {"lofi": 0.0}))
+    assert not torch.equal(base, lofi)
+    assert not torch.equal(lofi, both)
+    assert torch.equal(base, again)
+
+
+def test_two_adapters_of_one_name_keep_their_whole_paths() -> None:
+    folders = [Path("a/lofi"), Path("b/lofi"), Path("b/waltz")]
+    assert by_short_name(folders) == {"a/lofi": folders[0], "b/lofi": folders[1], "waltz": folders[2]}

@@ -98,7 +98,7 @@ def assert_close(found: Path, expected: Path, *, atol: float) -> None:
     ours, theirs = rows(found), rows(expected)
     assert [row["step"] for row in ours] == [row["step"] for row in theirs]
     for row, expected_row in zip(ours, theirs, strict=True):
-        assert row == pytest.approx(expected_row, abs=LAST_DIGIT)
+        assert row == pytest.approx(expected_row, rel=1e-5, abs=LAST_DIGIT)
     mine, other = (tensors({name: last(run).get(name) for name in TRAINED}) for run in (found, expected))
     assert mine.keys() == other.keys()
     for name, value in other.items():
