@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from musicgen_ft.checkpoint.names import State
     from musicgen_ft.shards.format import Manifest
     from musicgen_ft.training.preempt import StopRequests
-    from musicgen_ft.training.run import RunInfo
+    from musicgen_ft.training.run import RunInfo, Saved
     from musicgen_ft.training.trainer import Placement
 
 
@@ -46,33 +46,20 @@ def train(config: FinetuneConfig, stop: "StopRequests") -> None:
     from musicgen_ft.shards.index import ShardIndex
     from musicgen_ft.shards.remote import local_shards
     from musicgen_ft.training.data import build_data, probe
-    from musicgen_ft.training.early_stop import check_early_stop, reason, stopped_early
+    from musicgen_ft.training.early_stop import check_early_stop, stopped_early
     from musicgen_ft.training.listening import SAMPLES_FOLDER, Listening, let_base_play, sample_prompts
     from musicgen_ft.training.module import FinetuneModule
     from musicgen_ft.training.optim import check_optimizer
-    from musicgen_ft.training.run import RunFolder, check_base, check_free, places, resumed_config
+    from musicgen_ft.training.run import RunFolder, check_base, places
     from musicgen_ft.training.trainer import build_trainer, compute_dtype, place
 
-    # What the run is: a new one, or one to take up again. Every mistake shows before weights are read.
-    is_main = is_main_process()
-    is_new, saved = config.resume is None, None
-    if config.resume is not None:
-        run = RunFolder.open(config.resume)
-        config = resumed_config(config, run.config())
-        if config.is_open:
-            raise UserError("--resume goes on as the run was planned; found auto. Leave it out, or give a number.")
-        saved = run.saved()  # None: it was killed before its first save, and begins anew
-    elif is_main:
-        check_free(config)
+    # Every mistake shows before weights are read.
+    is_main, is_new = is_main_process(), config.resume is None
+    begun = begin(config, is_main=is_main)
+    if begun is None:
+        return
+    config, saved = begun
     shards, out = places(config)
-    if saved is not None and saved.step >= config.max_steps:
-        if is_main:
-            print(f"run: {out}, all its {config.max_steps} steps are made")
-        return
-    if saved is not None and saved.early_stop.get("stopped"):
-        if is_main:
-            print(f"run: {out}, {saved.step} steps, {reason(saved.early_stop)}: there is nothing to go on with")
-        return
     placement = place(config)
     check_method(config, placement.accelerator)
     check_optimizer(config)
@@ -91,8 +78,6 @@ def train(config: FinetuneConfig, stop: "StopRequests") -> None:
         config, shards=shards, base=base.place, text_encoder=text_encoder, text_padding=text_padding
     )
     if config.is_open:
-        if config.strategy == "fsdp" and placement.world > 1:
-            raise UserError("--config auto plans for models that are whole on each device. Leave --strategy fsdp out.")
         config = resolved(config, base, placement)
         placement = place(config)
         check_method(config, placement.accelerator)
@@ -147,16 +132,49 @@ def train(config: FinetuneConfig, stop: "StopRequests") -> None:
         print(", ".join(line))
 
 
+def begin(config: FinetuneConfig, *, is_main: bool) -> "tuple[FinetuneConfig, Saved | None] | None":
+    """What the run is: a new one, or one to take up again with the checkpoint that it has; None where that has ended.
+
+    Raises:
+        UserError: if a new run's place is not free, there is no run to take up, or it is asked to be another one.
+    """
+    from musicgen_ft.training.early_stop import reason
+    from musicgen_ft.training.run import RunFolder, check_free, places, resumed_config
+
+    if config.resume is None:
+        if is_main:
+            check_free(config)
+        return config, None
+    run = RunFolder.open(config.resume)
+    config = resumed_config(config, run.config())
+    if config.is_open:
+        raise UserError("--resume goes on as the run was planned; found auto. Leave it out, or give a number.")
+    saved = run.saved()  # None: it was killed before its first save, and begins anew
+    _, out = places(config)
+    ended = None
+    if saved is not None and saved.step >= config.max_steps:
+        ended = f"run: {out}, all its {config.max_steps} steps are made"
+    elif saved is not None and saved.early_stop.get("stopped"):
+        ended = f"run: {out}, {saved.step} steps, {reason(saved.early_stop)}: there is nothing to go on with"
+    if ended is None:
+        return config, saved
+    if is_main:
+        print(ended)
+    return None
+
+
 def resolved(config: FinetuneConfig, base: "Base", placement: "Placement") -> FinetuneConfig:
     """What is left open, chosen for this machine's memory; every process comes to the same on machines that are alike.
 
     Raises:
-        UserError: if nothing fits, with what would be needed.
+        UserError: if nothing fits, with what would be needed; if the model is to be shared out among devices.
     """
     from musicgen_ft.checkpoint.released import t5_bytes
     from musicgen_ft.devices import is_main_process, total_memory
     from musicgen_ft.training.plan import Device, Job, plan, shortage, summary
 
+    if config.strategy == "fsdp" and placement.world > 1:
+        raise UserError("--config auto plans for models that are whole on each device. Leave --strategy fsdp out.")
     kind = "cuda" if placement.accelerator == "gpu" else "cpu"
     memory = total_memory(kind)
     if kind == "cpu":  # its processes share the RAM

@@ -27,6 +27,7 @@ class Piece:
     num_frames: int
     """T, the prompt's frames included."""
     seed: int
+    """Of its draws."""
     sampling: Sampling = field(default_factory=Sampling)
     """The rule of drawing."""
     cfg_coef: float = 3.0
