@@ -4,6 +4,7 @@ Tests marked ``network`` run with ``--run-network``; those marked ``gpu`` where 
 """
 
 import os
+import shutil
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once
 
@@ -50,6 +51,13 @@ def _isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("OMP_NUM_THREADS", "1")
         yield
+
+
+@pytest.fixture
+def roomy_folder(tmp_path: Path) -> Iterator[Path]:
+    """An empty folder for gigabytes: gone after the test also when it fails, lest the tests after it lack the room."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -13,10 +13,12 @@ pytestmark = [
 ]
 
 
-def test_a_conversion_grows_by_less_than_the_checkpoint_both_ways_and_to_both(tmp_path: Path) -> None:
+def test_a_conversion_grows_by_less_than_the_checkpoint_both_ways_and_to_both(roomy_folder: Path) -> None:
     """The promise is 1.3 of the checkpoint, libraries included; this is the growth beyond the libraries."""
     program = Path(__file__).with_name("conversion_memory.py")
-    done = subprocess.run([sys.executable, str(program), str(tmp_path)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, str(program), str(roomy_folder)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     growth = json.loads(done.stdout)
 

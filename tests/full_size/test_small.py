@@ -23,9 +23,9 @@ def peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
 
 
-def test_full_size_small_opens_trains_a_step_and_exports_within_12_gib(tmp_path: Path) -> None:
+def test_full_size_small_opens_trains_a_step_and_exports_within_12_gib(roomy_folder: Path) -> None:
     base, corpus, shards, out, generator = (
-        tmp_path / name for name in ("base", "corpus", "shards", "run", "generator")
+        roomy_folder / name for name in ("base", "corpus", "shards", "run", "generator")
     )
     run("tests/full_size/write_small.py", str(base))
     run("data/synthesize.py", "--out", str(corpus), "--tracks", "3", "--duration_s", "6")
