@@ -35,6 +35,7 @@ LAYERS = (
     {"checkpoint"},
     {"generation"},
     {"training"},  # plays what it trains
+    {"evaluation"},
     {"peers", "report", "serving", "workers"},
 )
 LAYER = {unit: number for number, units in enumerate(LAYERS) for unit in units}
