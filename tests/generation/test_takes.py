@@ -20,7 +20,7 @@ class Player:
         self.silence = {piece: iter(of_piece) for piece, of_piece in silence.items()}
         self.asked: list[tuple[list[int], list[int]]] = []
 
-    def __call__(self, pieces: Sequence[int], seeds: Sequence[int]) -> list[Take]:
+    def __call__(self, pieces: Sequence[int], seeds: Sequence[int], *, is_last: bool) -> list[Take]:
         self.asked.append((list(pieces), list(seeds)))
         return [take(s, ends_silent_s=next(self.silence[p])) for p, s in zip(pieces, seeds, strict=True)]
 
