@@ -161,6 +161,7 @@ def place(out: Path, number: int, prompt: "Prompt", num_pieces: int) -> Path:
 def read_melody(path: Path, config: "LMConfig", generator: str) -> "Melody":
     """The file in mono at the rate of the generator's chroma."""
     from musicgen_ft.audio import AudioError, read
+    from musicgen_ft.corpus.quality import SILENCE_DB, mean_square_db
     from musicgen_ft.errors import UserError
 
     if config.chroma is None:
@@ -171,7 +172,7 @@ def read_melody(path: Path, config: "LMConfig", generator: str) -> "Melody":
         samples: Melody = read(path, sample_rate=config.chroma.sample_rate, channels=1)[0]
     except AudioError as error:
         raise UserError(f"--melody {error}. Give a file that plays.") from error
-    if not samples.any():
+    if mean_square_db(float((samples.astype("float64") ** 2).mean())) < SILENCE_DB:
         raise UserError(f"--melody {path} is silent: there is no tune to follow. Give another file, or none.")
     return samples
 
