@@ -174,6 +174,7 @@ def rig_loops(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], bool
 
     It wants ``top_k=0``, which keeps all codes. It gives the seeds of every batch that is played from then on.
     """
+
     def rig(loops: Callable[[int], bool]) -> list[list[int]]:
         played: list[list[int]] = []
 

@@ -129,9 +129,7 @@ def test_the_others_of_a_batch_go_on_with_the_bits_of_a_batch_in_which_nobody_lo
 
     rig_loops(lambda seed: seed == 7)
     watches, steps = [watch_of(T, nano_codec) for T in lengths], list[int]()
-    found = engine.codes(
-        Conditions(text), pieces, watches=watches, progress=lambda done, of: steps.append(done)
-    )
+    found = engine.codes(Conditions(text), pieces, watches=watches, progress=lambda done, of: steps.append(done))
     assert [watch.is_lost for watch in watches] == [True, False, False]
     assert watches[0].num_seen == LOST_AT
     assert all(torch.equal(found[row], expected[row]) for row in (1, 2))
@@ -297,5 +295,9 @@ def test_a_generator_hears_silence(make_lm: MakeLM, nano_codec: Codec, text_enco
     generator = Generator(make_lm(text_dim=text_encoder.dim, card=256), codec, text_encoder)
     request = Request(prompt="a waltz", duration_s=6.0, seed=3, sampling=ALL)
     watch = PieceWatch(50, breaks_off=True)
-    (codes,) = generator.codes([request], watches=[watch])
-    assert (watch.loops, watch.broken_off_s, codes.shape[1]) == ((), 5.0, 250)  # four silent seconds of six, and the lag
+    (codes,) = generator.codes([request], watches=[watch])  # four silent seconds of six, and the lag
+    assert (watch.loops, watch.broken_off_s, codes.shape[1]) == (
+        (),
+        5.0,
+        250,
+    )
