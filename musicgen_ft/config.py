@@ -429,7 +429,8 @@ class SampleConfig:
     stride_s: float = 18.0
     """Seconds by which the window moves on in long pieces."""
     retry_silent: int = 0
-    """Times that a piece is played again that fell silent or into a loop, with seed + 1000000, + 2000000, ..."""
+    """Times that a piece is played again that fell silent or into a loop, with seed + 1000000, + 2000000, ...; it is
+    broken off as soon as that is certain, but for the last time."""
     engine: Literal["native", "audiocraft", "transformers"] = "native"
     """Whose code plays."""
     device: str = "auto"

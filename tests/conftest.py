@@ -8,18 +8,21 @@ import shutil
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from musicgen_ft.checkpoint.base import open_base
 from musicgen_ft.checkpoint.nano import write_nano
 from musicgen_ft.chroma import ChromaSpec
 from musicgen_ft.codec import Codec, CodecSpec
 from musicgen_ft.corpus.quality import Quality
+from musicgen_ft.generation import session
+from musicgen_ft.generation.sampling import SeededNoise
 from musicgen_ft.model.conditioning import TextEncoder, TextStates
 from musicgen_ft.model.lm import LanguageModel, LMConfig
 from musicgen_ft.shards.format import Manifest, Split, write_manifest
@@ -163,3 +166,32 @@ def write_folder() -> Callable[..., Path]:
         return folder
 
     return write
+
+
+@pytest.fixture
+def rig_loops(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], bool]], list[list[int]]]:
+    """A function after which pieces whose seed it is given repeat 5 frames from their first one on, whatever the model.
+
+    It wants ``top_k=0``, which keeps all codes. It gives the seeds of every batch that is played from then on.
+    """
+
+    def rig(loops: Callable[[int], bool]) -> list[list[int]]:
+        played: list[list[int]] = []
+
+        class LoopingNoise(SeededNoise):
+            def __init__(self, seeds: Sequence[int]) -> None:
+                super().__init__(seeds)
+                played.append(list(seeds))
+                self._steps = {row: 0 for row, seed in enumerate(seeds) if loops(seed)}
+
+            def fill(self, noise: Tensor, draws: Sequence[bool]) -> None:
+                super().fill(noise, draws)
+                for row, step in self._steps.items():
+                    noise[row] = 1.0
+                    noise[row, :, step % 5] = 1e-30  # the least wins
+                    self._steps[row] = step + 1
+
+        monkeypatch.setattr(session, "SeededNoise", LoopingNoise)
+        return played
+
+    return rig

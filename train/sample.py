@@ -96,8 +96,9 @@ def request_of(
 
 def play(config: SampleConfig, engine: "Engine", requests: "dict[int, Request]", told: str) -> "dict[int, list[Take]]":
     """All takes of a batch, by the numbers of its pieces."""
-    from musicgen_ft.generation.collapse import LoopWatcher, measure
+    from musicgen_ft.generation.collapse import measure
     from musicgen_ft.generation.takes import Take, play_takes
+    from musicgen_ft.generation.watch import PieceWatch
 
     with progress_bar(total=1, desc=told, unit="step") as bar:
 
@@ -105,15 +106,20 @@ def play(config: SampleConfig, engine: "Engine", requests: "dict[int, Request]",
             bar.total, bar.n = of, done  # called while its own bar is open
             bar.refresh()
 
-        def once(numbers: Sequence[int], seeds: Sequence[int]) -> list[Take]:
-            batch = [dataclasses.replace(requests[n], seed=seed) for n, seed in zip(numbers, seeds, strict=True)]
-            watchers = [LoopWatcher(engine.frame_rate) for _ in numbers]
+        def once(pieces: Sequence[int], seeds: Sequence[int], *, is_last: bool) -> list[Take]:
+            batch = [dataclasses.replace(requests[n], seed=seed) for n, seed in zip(pieces, seeds, strict=True)]
+            watches = [PieceWatch(engine.frame_rate, breaks_off=not is_last) for _ in pieces]
             waveforms = engine.play(
-                batch, stride_s=config.stride_s, two_step_cfg=config.two_step_cfg, progress=progress, watchers=watchers
+                batch, stride_s=config.stride_s, two_step_cfg=config.two_step_cfg, progress=progress, watches=watches
             )
             return [
-                Take(seed, waveform, measure(waveform.numpy(), engine.sample_rate, loops=watcher.found))
-                for seed, waveform, watcher in zip(seeds, waveforms, watchers, strict=True)
+                Take(
+                    seed,
+                    waveform,
+                    measure(waveform.numpy(), engine.sample_rate, loops=watch.loops),
+                    watch.broken_off_s,
+                )
+                for seed, waveform, watch in zip(seeds, waveforms, watches, strict=True)
             ]
 
         seeds = {number: request.seed for number, request in requests.items()}
@@ -134,14 +140,15 @@ def write(config: SampleConfig, sample_rate: int, request: "Request", takes: "li
     if (num_words := len(prompt.split())) > LONG_PROMPT:
         print(f"{piece}: all {num_words} words of the prompt were read; the base has learned from few")
     for each in takes:
-        if each.collapse.is_found:
-            print(f"{piece}: with seed {each.seed} it {each.collapse}")
+        if each.has_failed:
+            print(f"{piece}: with seed {each.seed} it {each}")
     write_wav(path, normalize_loudness(take.waveform, sample_rate), sample_rate)
     how = {name: value for name, value in to_plain(config).items() if name not in ("prompts", "batch_size")}
     how |= {"prompt": prompt, "seed": take.seed, "duration_s": request.duration_s, "cfg_coef": request.cfg_coef}
     how |= {"negative_prompt": request.negative_prompt or "", "sample_rate": sample_rate}
     how["adapter"] = {str(folder): strength for folder, strength in parse_adapters(config.adapter).items()}
-    how |= {"seeds_tried": [each.seed for each in takes], "collapse": take.collapse.to_dict()}
+    how |= {"seeds_tried": [each.seed for each in takes], "broken_off_s": [each.broken_off_s for each in takes]}
+    how["collapse"] = take.collapse.to_dict()
     write_json(path.with_suffix(".json"), {**how, "toolkit_version": __version__})
     print(path)
 
@@ -154,6 +161,7 @@ def place(out: Path, number: int, prompt: "Prompt", num_pieces: int) -> Path:
 def read_melody(path: Path, config: "LMConfig", generator: str) -> "Melody":
     """The file in mono at the rate of the generator's chroma."""
     from musicgen_ft.audio import AudioError, read
+    from musicgen_ft.corpus.quality import SILENCE_DB, mean_square_db
     from musicgen_ft.errors import UserError
 
     if config.chroma is None:
@@ -164,7 +172,7 @@ def read_melody(path: Path, config: "LMConfig", generator: str) -> "Melody":
         samples: Melody = read(path, sample_rate=config.chroma.sample_rate, channels=1)[0]
     except AudioError as error:
         raise UserError(f"--melody {error}. Give a file that plays.") from error
-    if not samples.any():
+    if mean_square_db(float((samples.astype("float64") ** 2).mean())) < SILENCE_DB:
         raise UserError(f"--melody {path} is silent: there is no tune to follow. Give another file, or none.")
     return samples
 

@@ -29,7 +29,8 @@ class AdapterMixer:
         """Changes nothing yet.
 
         Args:
-            lm: made of the base, in any dtype, on any device.
+            lm: made of the base, in any dtype, on any device; its weights may be packed where they stay within reach:
+                in fp32, and on a GPU (``generation/precision.py``).
             base: the base's tensors under our names, as exactly as they are known; read in ``add``, and no longer.
         """
         self._lm = lm
@@ -130,6 +131,8 @@ def set_weight(lm: LanguageModel, name: str, value: Tensor) -> None:
     weight = lm.get_parameter(name)
     if weight.shape != value.shape:
         raise ValueError(f"{name} is {tuple(weight.shape)}, found {tuple(value.shape)}")
+    if weight.is_meta:  # a copy would go nowhere, and say nothing
+        raise ValueError(f"{name} has been packed out of reach: blend before, or pack in fp32")
     weight.copy_(value)
 
 

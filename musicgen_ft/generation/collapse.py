@@ -139,6 +139,11 @@ class LoopWatcher:
         return len(self._going_on) > 0
 
     @property
+    def has_found(self) -> bool:
+        """Whether there is a loop among the frames so far; it stays so."""
+        return self.is_looping or bool(self._ended)
+
+    @property
     def found(self) -> tuple[Loop, ...]:
         """The loops so far, by start; those within a longer one, as twice its period is, are left out."""
         runs = [*self._ended, *(self._run(place) for place in self._going_on.tolist())]

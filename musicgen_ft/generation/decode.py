@@ -3,7 +3,9 @@
 B batch, K codebooks, T frames, S sequence steps.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -13,6 +15,7 @@ from musicgen_ft.chroma import MelodyStates
 from musicgen_ft.generation.decoder import Decoder
 from musicgen_ft.generation.sampling import Sampling
 from musicgen_ft.generation.session import UNKNOWN, Guidance, Sessions
+from musicgen_ft.generation.watch import LOOK_FRAMES, PieceWatch
 from musicgen_ft.model.conditioning import TextStates
 from musicgen_ft.model.lm import LanguageModel
 
@@ -87,14 +90,30 @@ class Engine:
         *,
         two_step: bool = False,
         progress: Progress | None = None,
+        watches: Sequence[PieceWatch] = (),
+        first_frame: int = 0,
     ) -> list[Tensor]:
-        """Codes int64 [K, T] of each piece."""
+        """Codes int64 [K, T] of each piece.
+
+        A piece that its watch gives up is not waited for: the batch ends when no other is being played. Until then its
+        row stays, so that the shapes, and with them the bits of the others, are what they would have been.
+
+        Args:
+            conditions: a row for each piece.
+            pieces: what to play.
+            two_step: as in ``generate_codes``.
+            progress: as there.
+            watches: one for each piece, or none; each is shown whole frames, every ``LOOK_FRAMES``, but not the last
+                ones. Behind what one of a lost piece has seen, codes are ``UNKNOWN`` or not to be used.
+            first_frame: place of the pieces' first frame in what the watches see.
+        """
         batch = _Batch(self.decoder, pieces)
-        codes: list[Tensor] = []
-        for sequence, step in self._run(batch, conditions, two_step=two_step, progress=progress):
-            if step == batch.last_step:
-                codes = batch.codes(sequence)
-        return codes
+        looks = _Looks(batch, watches, first_frame)
+        with closing(self._run(batch, conditions, two_step=two_step, progress=progress)) as steps:
+            for sequence, step in steps:
+                if step == batch.last_step or looks.end_batch(sequence, step):
+                    return batch.codes(sequence)
+        raise AssertionError("a batch has a last step")
 
     def stream(
         self,
@@ -116,7 +135,7 @@ class Engine:
             progress: as there.
         """
         batch = _Batch(self.decoder, [piece])
-        whole_at = batch.steps[0].amax(0).cummax(0).values.tolist()  # the step that makes each frame whole
+        whole_at = batch.whole_at(0)
         given = piece.num_known
         for sequence, step in self._run(batch, conditions, two_step=two_step, progress=progress):
             end = given
@@ -131,7 +150,7 @@ class Engine:
     @torch.no_grad()
     def _run(
         self, batch: "_Batch", conditions: Conditions, *, two_step: bool, progress: Progress | None
-    ) -> Iterator[tuple[Tensor, int]]:
+    ) -> Generator[tuple[Tensor, int], None, None]:
         """The sequence [B, K, S] as it lies on the device, and the step that has just been drawn."""
         pieces = batch.pieces
         guidance = Guidance(
@@ -178,12 +197,68 @@ class _Batch:
             rows.append(torch.nn.functional.pad(row, (0, len(self.draws) - row.shape[2]), value=self._special))
         return torch.cat(rows)
 
+    def whole_at(self, row: int) -> list[int]:
+        """The step that makes each frame of a piece whole, T of them."""
+        steps: list[int] = self.steps[row].amax(0).cummax(0).values.tolist()
+        return steps
+
+    def frames(self, sequence: Tensor, row: int, start: int, stop: int) -> Tensor:
+        """Some frames of a piece: int64 [K, n]."""
+        return sequence[row].gather(1, self.steps[row][:, start:stop].to(self._device, non_blocking=True))
+
     def codes(self, sequence: Tensor) -> list[Tensor]:
         """int64 [K, T] of each piece; ``UNKNOWN`` where not yet drawn."""
         return [
             row[:, : self.pattern.num_steps(piece.num_frames)].gather(1, steps.to(self._device))
             for row, piece, steps in zip(sequence, self.pieces, self.steps, strict=True)
         ]
+
+
+class _Looks:
+    """Shows the watches of a batch what has become whole.
+
+    On a GPU a look copies the frames without waiting, and the next one shows them: the device always has steps to do.
+    """
+
+    def __init__(self, batch: _Batch, watches: Sequence[PieceWatch], first_frame: int) -> None:
+        self._batch, self._watches, self._first_frame = batch, watches, first_frame
+        self._whole_at = [batch.whole_at(row) for row in range(len(watches))]
+        self._given = [max(0, watch.num_seen - first_frame) for watch in watches]
+        self._copied: list[tuple[PieceWatch, Tensor]] = []
+        self._event: torch.cuda.Event | None = None
+        longest = max(self._whole_at, key=len, default=[])
+        self._steps = frozenset(longest[LOOK_FRAMES - 1 :: LOOK_FRAMES])
+
+    def end_batch(self, sequence: Tensor, step: int) -> bool:
+        """Looks if it is time to, behind a step of the sequence [B, K, S]; tells whether nobody is playing any more."""
+        if step not in self._steps:
+            return False
+        is_cuda = sequence.device.type == "cuda"
+        if is_cuda:
+            self._show()
+        self._copy(sequence, step)
+        if is_cuda:
+            self._event = torch.cuda.Event()
+            self._event.record()
+        else:
+            self._show()
+        whole = [given == len(whole_at) for given, whole_at in zip(self._given, self._whole_at, strict=True)]
+        return all(watch.is_lost or is_whole for watch, is_whole in zip(self._watches, whole, strict=True))
+
+    def _copy(self, sequence: Tensor, step: int) -> None:
+        for row, watch in enumerate(self._watches):
+            start, stop = self._given[row], bisect_right(self._whole_at[row], step)
+            if stop > start and not watch.is_lost:
+                frames = self._batch.frames(sequence, row, start, stop)
+                self._copied.append((watch, frames.to("cpu", non_blocking=True)))
+            self._given[row] = max(start, stop)
+
+    def _show(self) -> None:
+        if self._event is not None:
+            self._event.synchronize()
+        for watch, frames in self._copied:
+            watch.add(frames)
+        self._copied = []
 
 
 def generate_codes(
@@ -277,23 +352,28 @@ def long_codes(
     *,
     two_step: bool = False,
     progress: Progress | None = None,
+    watches: Sequence[PieceWatch] = (),
 ) -> list[Tensor]:
     """Codes int64 [K, T] of pieces of one length, longer than the model's window, prompts of one length.
 
     ``conditions`` are those of a window by its first frame. Positions are part of what the cache holds, so that each
-    window feeds its beginning anew, in one pass.
+    window feeds its beginning anew, in one pass. ``watches`` as in ``Engine.codes``; once all pieces are lost, the
+    rest of their windows is left out.
     """
     parts: list[Tensor] = []
     codes = [piece.prompt for piece in pieces]
     for window, start in enumerate(range(0, pieces[0].num_frames, windows.stride_frames)):
         prompts = [None if row is None else row[:, start:] for row in codes]
         now = [windows.piece(piece, window, prompt) for piece, prompt in zip(pieces, prompts, strict=True)]
-        parts = engine.codes(conditions(start), now, two_step=two_step, progress=progress)
+        parts = engine.codes(
+            conditions(start), now, two_step=two_step, progress=progress, watches=watches, first_frame=start
+        )
         codes = [
             part if row is None else torch.cat([row[:, :start], part], dim=1)
             for row, part in zip(codes, parts, strict=True)
         ]
-        if parts[0].shape[1] + start >= pieces[0].num_frames:
+        is_lost = bool(watches) and all(watch.is_lost for watch in watches)
+        if is_lost or parts[0].shape[1] + start >= pieces[0].num_frames:
             break
     return [row for row in codes if row is not None]
 

@@ -16,7 +16,6 @@ from musicgen_ft.chroma import MelodyStates, chromagram, generation_melody
 from musicgen_ft.codec import Codec
 from musicgen_ft.devices import resolve_device
 from musicgen_ft.errors import UserError
-from musicgen_ft.generation.collapse import LoopWatcher
 from musicgen_ft.generation.decode import (
     Conditions,
     Engine,
@@ -30,6 +29,7 @@ from musicgen_ft.generation.decoder import Decoder
 from musicgen_ft.generation.options import GenerationOptions, Melody, Request, requests_of
 from musicgen_ft.generation.precision import choose_precision
 from musicgen_ft.generation.sound import CONTEXT_FRAMES, SoundStream
+from musicgen_ft.generation.watch import PieceWatch
 from musicgen_ft.model.conditioning import TextEncoder, TextStates
 from musicgen_ft.model.lm import LanguageModel
 
@@ -149,7 +149,7 @@ class Generator:
         stride_s: float = 18.0,
         two_step_cfg: bool = False,
         progress: Progress | None = None,
-        watchers: Sequence[LoopWatcher] = (),
+        watches: Sequence[PieceWatch] = (),
     ) -> list[Tensor]:
         """Plays requests of any kind and length, as many at once as can be.
 
@@ -158,7 +158,8 @@ class Generator:
             stride_s: seconds by which the window moves on, in what is longer than the model was trained on.
             two_step_cfg: predictions with and without the prompt in two passes in place of one: less memory, more time.
             progress: told after every step of decoding; counts begin anew for those that cannot be played together.
-            watchers: one for each request, or none; each is shown the codes of its piece.
+            watches: one for each request, or none; each is shown the codes of its piece while they are made. A piece
+                that its watch gives up ends there.
 
         Returns:
             float32 [C, L] on the CPU for each request.
@@ -167,9 +168,7 @@ class Generator:
             UserError: if a duration is less than a frame or no longer than its audio prompt, the stride does not fit
                 the model's window, or there is a melody for a model that takes none.
         """
-        codes = self.codes(requests, stride_s=stride_s, two_step_cfg=two_step_cfg, progress=progress)
-        for watcher, of_piece in zip(watchers, codes, strict=False):
-            watcher.add(of_piece)
+        codes = self.codes(requests, stride_s=stride_s, two_step_cfg=two_step_cfg, progress=progress, watches=watches)
         waveforms: list[Tensor | None] = [None] * len(codes)
         for rows in _alike([row.shape[1] for row in codes]):
             sound = self.codec.decode(torch.stack([codes[row] for row in rows])).cpu()
@@ -184,23 +183,38 @@ class Generator:
         stride_s: float = 18.0,
         two_step_cfg: bool = False,
         progress: Progress | None = None,
+        watches: Sequence[PieceWatch] = (),
     ) -> list[Tensor]:
         """As ``play``, without the codec: int64 [K, T] for each request."""
         pieces = [self._piece(request) for request in requests]
+        for watch, piece in zip(watches, pieces, strict=bool(watches)):
+            watch.begin(piece.num_frames, self.codec)
         windows = self._windows(stride_s, longest=max((piece.num_frames for piece in pieces), default=0))
         texts = self._texts(requests)
         found: list[Tensor | None] = [None] * len(requests)
         for rows in _alike([self._fits_with(piece, text) for piece, text in zip(pieces, texts, strict=True)]):
             chosen = [pieces[row] for row in rows]
             conditions = _Conditions(self, [requests[row] for row in rows], [texts[row] for row in rows])
+            watching = [watches[row] for row in rows] if watches else []
             if windows is None or chosen[0].num_frames <= windows.window_frames:
-                codes = self.engine.codes(conditions.whole(), chosen, two_step=two_step_cfg, progress=progress)
+                codes = self.engine.codes(
+                    conditions.whole(), chosen, two_step=two_step_cfg, progress=progress, watches=watching
+                )
             else:
                 codes = long_codes(
-                    self.engine, conditions.window, chosen, windows, two_step=two_step_cfg, progress=progress
+                    self.engine,
+                    conditions.window,
+                    chosen,
+                    windows,
+                    two_step=two_step_cfg,
+                    progress=progress,
+                    watches=watching,
                 )
-            for row, of_row in zip(rows, codes, strict=True):
-                found[row] = of_row
+            for watch, of_row in zip(watching, codes, strict=bool(watching)):
+                watch.add(of_row[:, watch.num_seen :])  # the last frames; passed over where the piece is lost
+            for number, (row, of_row) in enumerate(zip(rows, codes, strict=True)):
+                is_lost = bool(watching) and watching[number].is_lost
+                found[row] = of_row[:, : watching[number].num_seen] if is_lost else of_row
         return [codes for codes in found if codes is not None]
 
     def stream(

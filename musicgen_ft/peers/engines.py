@@ -14,10 +14,10 @@ from musicgen_ft.checkpoint.adapter import made_for, read_adapter
 from musicgen_ft.checkpoint.base import Base
 from musicgen_ft.errors import UserError
 from musicgen_ft.generation.adapters import AdapterMixer
-from musicgen_ft.generation.collapse import LoopWatcher
 from musicgen_ft.generation.decode import Progress
 from musicgen_ft.generation.generator import Generator
 from musicgen_ft.generation.options import GenerationOptions, Request
+from musicgen_ft.generation.watch import PieceWatch
 from musicgen_ft.model.lm import LanguageModel
 from musicgen_ft.peers import audiocraft, transformers
 from musicgen_ft.weights import from_files, state_sha256
@@ -45,12 +45,12 @@ class Engine(Protocol):
         stride_s: float,
         two_step_cfg: bool,
         progress: Progress,
-        watchers: Sequence[LoopWatcher] = (),
+        watches: Sequence[PieceWatch] = (),
     ) -> Sequence[Tensor]:
         """Waveforms float [C, L].
 
         The peers play batches of one length, rule and melody: those of the first request, from whose seed they draw.
-        They show the ``watchers`` nothing: they keep their codes to themselves.
+        They show the ``watches`` nothing, and break nothing off: they keep their codes to themselves.
         """
         ...
 
@@ -132,10 +132,10 @@ class _Native:
         stride_s: float,
         two_step_cfg: bool,
         progress: Progress,
-        watchers: Sequence[LoopWatcher] = (),
+        watches: Sequence[PieceWatch] = (),
     ) -> Sequence[Tensor]:
         return self.generator.play(
-            requests, stride_s=stride_s, two_step_cfg=two_step_cfg, progress=progress, watchers=watchers
+            requests, stride_s=stride_s, two_step_cfg=two_step_cfg, progress=progress, watches=watches
         )
 
 
@@ -158,7 +158,7 @@ class _Audiocraft:
         stride_s: float,
         two_step_cfg: bool,
         progress: Progress,
-        watchers: Sequence[LoopWatcher] = (),
+        watches: Sequence[PieceWatch] = (),
     ) -> Sequence[Tensor]:
         prompts, options = _of_one_batch(requests, stride_s=stride_s, two_step_cfg=two_step_cfg)
         seed, tune = requests[0].seed, _tune(requests)
@@ -184,7 +184,7 @@ class _Transformers:
         stride_s: float,
         two_step_cfg: bool,
         progress: Progress,
-        watchers: Sequence[LoopWatcher] = (),
+        watches: Sequence[PieceWatch] = (),
     ) -> Sequence[Tensor]:
         prompts, options = _of_one_batch(requests, stride_s=stride_s, two_step_cfg=two_step_cfg)
         seed, tune = requests[0].seed, _tune(requests)

@@ -261,8 +261,10 @@ class Studio:
         mixer: Mixer | None = None
         if self.adapters_of(name):
             assert self._open_mixer is not None
-            # Adapters change the weights of modules, so that these have to stay as they are: dtype None.
-            generator = Generator(base.lm(), base.codec(), base.text_encoder()).to(self.device)
+            # Packed in these, weights are still the modules', which adapters change in place. What a CPU packs in fewer
+            # bits is out of reach; and fp16 would not be exact: weights with an adapter in them are no numbers of it.
+            dtype = "fp16" if self.device.type == "cuda" else "fp32"
+            generator = Generator.open(base, device=str(self.device), dtype=dtype)
             mixer = self._open_mixer(generator.lm, base, self.adapters)
         else:
             generator = Generator.open(base, device=str(self.device))

@@ -82,15 +82,13 @@ def write_shard(
 
 def _append(tar: TarWriter, track: Track) -> dict[str, int]:
     """Appends the members of a track, sorted by name as TarWriter sorts them; tells where they lie."""
-    offset = int(tar.tarstream.offset)
-    members = track.members()
-    tar.write({"__key__": track.key, **members})
     row = {"num_frames": track.meta.num_frames}
-    for name, member in members.items():
+    for name, member in track.members().items():
+        tar.write({"__key__": track.key, name: member})
+        # Counted from the end: a key beyond ASCII takes two more blocks for a header of its own (POSIX pax).
+        start = int(tar.tarstream.offset) - -(-len(member) // TAR_BLOCK) * TAR_BLOCK
         column = name.removesuffix(".npy")
-        row |= {f"{column}_offset": offset + TAR_BLOCK, f"{column}_bytes": len(member)}
-        offset += TAR_BLOCK + -(-len(member) // TAR_BLOCK) * TAR_BLOCK
-    assert offset == int(tar.tarstream.offset)
+        row |= {f"{column}_offset": start, f"{column}_bytes": len(member)}
     return row
 
 

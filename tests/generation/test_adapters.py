@@ -14,6 +14,11 @@ from torch import Tensor
 from musicgen_ft.config import FinetuneConfig
 from musicgen_ft.errors import UserError
 from musicgen_ft.generation.adapters import AdapterMixer, blended, parse_adapters
+from musicgen_ft.generation.decode import Conditions, Engine, Piece
+from musicgen_ft.generation.decoder import Decoder
+from musicgen_ft.generation.precision import Precision
+from musicgen_ft.generation.sampling import Sampling
+from musicgen_ft.model.conditioning import TextStates
 from musicgen_ft.model.lm import LanguageModel
 from musicgen_ft.model.lora import AdapterSpec, adapter_spec, choose_trained, merged, touched_weights
 from musicgen_ft.training.ema import trainable
@@ -139,6 +144,49 @@ def test_weights_are_changed_in_place(mixer: AdapterMixer, adapters: dict[str, T
     mixer.blend({"lora": 1.0, "dora": 0.5})
     mixer.blend({"whole": 1.0})
     assert {name: value.data_ptr() for name, value in mixer._lm.named_parameters()} == pointers
+
+
+def packed_codes(decoder: Decoder, make_text: Callable[..., TextStates]) -> Tensor:
+    text = make_text(5)
+    conditions = Conditions(TextStates(text.states.to(decoder.device), text.mask.to(decoder.device)))
+    (codes,) = Engine(decoder).codes(conditions, [Piece(num_frames=40, seed=3, sampling=Sampling(top_k=0))])
+    return codes
+
+
+@pytest.mark.parametrize(
+    ("device", "precision"),
+    [("cpu", "fp32"), *(pytest.param("cuda", p, marks=pytest.mark.gpu) for p in ("fp32", "fp16"))],
+)
+def test_packed_weights_play_what_is_blended_with_the_bits_of_what_was_merged_before(
+    make_lm: MakeLM,
+    make_text: Callable[..., TextStates],
+    base: State,
+    adapters: dict[str, Trained],
+    device: str,
+    precision: Precision,
+) -> None:
+    decoder = Decoder(make_lm().to(device), precision)
+    mixer = loaded(decoder.lm, base, adapters)
+    heard = []
+    for strengths in ({"lora": 1.0}, {}, {"dora": 0.5, "whole": -1.0}, {"whole": 1.0}, {}):
+        mixer.blend(strengths)
+        found = packed_codes(decoder, make_text)
+        before = make_lm()
+        loaded(before, base, adapters).blend(strengths)
+        fresh = Decoder(before.to(device), precision)
+        assert torch.equal(found, packed_codes(fresh, make_text)), strengths
+        heard.append(found)
+    assert torch.equal(heard[1], heard[4])
+    assert len({tuple(codes.flatten().tolist()) for codes in heard}) == 4
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+def test_a_blend_into_weights_that_are_packed_out_of_reach_is_refused(
+    make_lm: MakeLM, base: State, adapters: dict[str, Trained], precision: Precision
+) -> None:
+    decoder = Decoder(make_lm(), precision)
+    with pytest.raises(ValueError, match="packed out of reach"):
+        loaded(decoder.lm, base, adapters).blend({"lora": 1.0})
 
 
 def test_it_keeps_the_weights_that_are_touched_and_no_others(mixer: AdapterMixer, adapters: dict[str, Trained]) -> None:

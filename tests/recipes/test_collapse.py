@@ -14,6 +14,7 @@ from musicgen_ft.audio import read
 from musicgen_ft.generation.decode import Engine, Piece
 
 Command = Callable[..., Any]
+RigLoops = Callable[[Callable[[int], bool]], list[list[int]]]
 
 SAMPLE = ("--prompt", "a waltz", "--prompt", "techno", "--duration_s", 6, "--seed", 3)
 
@@ -73,6 +74,48 @@ def test_a_collapsed_piece_is_played_again_with_the_seed_that_is_written_down(
     files = [tmp_path / folder / "000_a-waltz.wav" for folder in ("wavs", "again")]
     one, other = (read(path, sample_rate=16_000, channels=1) for path in files)
     assert np.abs(one - other).max() <= 4 / 32768  # the codes are equal; the decoder's sums round by the batch
+
+
+# Any code may be drawn, or the fixture ``rig_loops`` has no effect.
+LONG = ("--prompt", "a waltz", "--prompt", "techno", "--duration_s", 8, "--seed", 3, "--top_k", 0)
+
+
+def test_a_piece_that_loops_is_broken_off_for_the_next_seed_and_nobody_else_notices(
+    rig_loops: RigLoops, tmp_path: Path, command: Command
+) -> None:
+    played = rig_loops(lambda seed: seed == 3)
+    result = command("sample", "nano", *LONG, "--retry_silent", 2, "--out", tmp_path / "retried")
+    assert result.status == 0, result.err
+    assert played == [[3, 4], [1_000_003]]
+    said = "piece 0: with seed 3 it repeats 0.1 s exactly, 30 times from 0.0 s on; broken off after 3.0 s\n"
+    assert result.out.count("broken off") == result.out.count(said) == 1
+    first, second = notes(tmp_path / "retried")
+    assert (first["seeds_tried"], first["broken_off_s"]) == ([3, 1_000_003], [3.0, None])
+    assert (first["seed"], first["collapse"]["is_found"]) == (1_000_003, False)
+    assert (second["seeds_tried"], second["broken_off_s"]) == ([4], [None])
+
+    once = command("sample", "nano", *LONG, "--out", tmp_path / "once")
+    assert once.status == 0, once.err
+    assert played[2:] == [[3, 4]]
+    assert "broken off" not in once.out
+    first, second = notes(tmp_path / "once")
+    assert (first["seed"], first["broken_off_s"], first["collapse"]["duration_s"]) == (3, [None], 8.0)
+    assert first["collapse"]["loops"] == [{"start_s": 0.0, "stop_s": 8.0, "period_s": 0.1, "repetitions": 80}]
+    paths = [tmp_path / folder / "001_techno.wav" for folder in ("retried", "once")]
+    one, other = (read(path, sample_rate=16_000, channels=1) for path in paths)
+    assert np.abs(one - other).max() <= 4 / 32768  # the codes are equal; the decoder's sums round by the batch
+
+
+def test_the_last_seed_is_played_to_the_end_whatever_it_sounds_like(
+    rig_loops: RigLoops, tmp_path: Path, command: Command
+) -> None:
+    played = rig_loops(lambda _: True)
+    result = command("sample", "nano", *LONG, "--retry_silent", 1, "--out", tmp_path / "wavs")
+    assert result.status == 0, result.err
+    assert played == [[3, 4], [1_000_003, 1_000_004]]
+    for number, how in enumerate(notes(tmp_path / "wavs")):
+        assert (how["broken_off_s"], how["seed"]) == ([3.0, None], 1_000_003 + number)
+        assert (how["collapse"]["is_found"], how["collapse"]["duration_s"]) == (True, 8.0)
 
 
 @pytest.mark.parametrize("engine", ["audiocraft", "transformers"])

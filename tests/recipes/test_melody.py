@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import T5Config, T5EncoderModel
 
+from musicgen_ft.audio import write_wav
 from musicgen_ft.checkpoint import transformers_format
 from musicgen_ft.checkpoint.base import open_base
 from musicgen_ft.chroma import ChromaSpec
@@ -158,6 +159,23 @@ def test_a_melody_that_is_no_audio_is_refused(tmp_path: Path, melody_generator: 
     assert result.status == 2
     assert "tune.wav" in result.err
     assert "Give a file that plays" in result.err
+
+
+@pytest.mark.parametrize("amplitude", [0.0, 2 / 32768])
+def test_a_silent_melody_is_refused(tmp_path: Path, base: Path, command: Command, amplitude: float) -> None:
+    """No sample at all but 0, and the dither that a recorder without a microphone writes."""
+    noise = amplitude * (2 * torch.rand(1, 32_000, generator=torch.Generator().manual_seed(3)) - 1)
+    write_wav(tmp_path / "tune.wav", noise, 16_000)
+    words = ("--prompt", "piano", "--melody", tmp_path / "tune.wav", "--out", tmp_path / "wavs")
+
+    result = command("sample", base, *words)
+
+    assert result.status == 2
+    (line,) = result.err.splitlines()
+    assert line.endswith(
+        f"--melody {tmp_path / 'tune.wav'} is silent: there is no tune to follow. Give another file, or none."
+    )
+    assert not (tmp_path / "wavs").exists()
 
 
 def test_a_melody_base_is_fine_tuned_in_stereo_with_another_t5(

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -129,6 +130,41 @@ def test_silent_ends_are_cut_off_and_silence_is_left_out(
     assert reasons(cut)["short.wav"] == "0.50 s long, expected at least 1 s"
     assert metas(uncut)["framed.wav"][1].num_frames == 250
     assert set(metas(uncut)) == {"framed.wav", "sound.wav", "silent.wav", "short.wav"}
+
+
+NAMES = (
+    "Größe – 音楽.wav", "🎵 e\u0301.wav", "音" * 80 + ".wav", "a" * 240 + ".wav", "many.dots.v1.2.wav", "-rf.wav",
+    " blank .wav", "back\\slash.wav", "quote\"'.wav", "アルバム/曲.wav", "--out/=.wav", "%2e%2e$HOME;,.wav",
+)  # fmt: skip
+
+
+def test_tracks_of_any_printable_name_are_prepared(
+    tmp_path: Path, command: Command, tune: Tune, write_audio: WriteAudio
+) -> None:
+    for number, name in enumerate(NAMES):
+        write_audio(tmp_path / "corpus" / name, tune(number, 1.1))
+    shards = prepared(command, tmp_path / "corpus", tmp_path / "shards", "--duplicates", "keep")
+
+    assert set(metas(shards)) == set(NAMES)
+    index = ShardIndex.open(shards, verify=True)
+    keys = [key for split in ("train", "valid") for key in index.split(split).keys]
+    assert len(set(keys)) == len(NAMES)
+    assert all(re.fullmatch(r"[a-z0-9_]+(-[a-z0-9_]+)*", key) for key in keys)
+
+
+@pytest.mark.parametrize("name", ["new\nline.wav", "tab\t.wav", "red\x1b[31m.wav", "latin1\udce9.wav"])
+def test_a_name_that_is_not_printable_is_refused_in_one_line(
+    tmp_path: Path, command: Command, music: Path, name: str
+) -> None:
+    (tmp_path / "corpus").mkdir()
+    shutil.copy(music / "0.wav", tmp_path / "corpus" / name)
+    result = command("prepare", tmp_path / "corpus", "--out", tmp_path / "shards", *OPTIONS)
+
+    assert result.status == 2
+    (line,) = result.err.splitlines()
+    assert line.isprintable()
+    assert line.endswith("its name is not printable UTF-8, as JSON and tar files need it. Rename it.")
+    assert not (tmp_path / "shards").exists()
 
 
 def test_the_codes_of_a_trimmed_track_are_those_of_the_part_alone(

@@ -4,6 +4,9 @@ import importlib
 import re
 import shutil
 import sys
+import tarfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,10 @@ import numpy as np
 import pytest
 from webdataset.compat import WebDataset
 
+from musicgen_ft.codec import CodecSpec
 from musicgen_ft.shards.format import Split
+from musicgen_ft.shards.index import ShardIndex
+from musicgen_ft.shards.sidecar import read_sidecar
 from musicgen_ft.shards.track import Track
 
 Tracks = dict[Split, list[Track]]
@@ -61,3 +67,26 @@ def test_webdataset_reads_through_fsspec_as_the_docs_show(
     exec(compile(snippet.replace('"s3"', '"memory"'), "corpus.md", "exec"), {})
 
     assert_reads("memory://bucket/shards/train-{000000..000001}.tar", tracks["train"])
+
+
+def test_keys_in_any_script_are_read_by_webdataset_and_by_us(
+    tmp_path: Path, codec: CodecSpec, make_track: Callable[..., Track], make_shards: Callable[..., Path]
+) -> None:
+    """``prepare`` makes keys of ASCII; whoever writes shards by ``write_shard`` may have others."""
+    keys = ("plain", "Größe-–-音楽", "🎵/e\u0301", "-rf", "音" * 26, "a" * 80)
+    tracks = [replace(make_track(number), key=key) for number, key in enumerate(keys)]
+    folder = make_shards(tmp_path / "shards", {"train": tracks, "valid": [make_track(9)]})
+
+    for path in sorted(folder.glob("train-*.tar")):
+        sidecar = read_sidecar(folder, path.name)
+        with tarfile.open(path) as tar:
+            members = {member.name: (member.offset_data, member.size) for member in tar}
+        for number, key in enumerate(sidecar.keys):
+            assert members[f"{key}.codes.npy"] == (sidecar.codes_offset[number], sidecar.codes_bytes[number])
+            assert members[f"{key}.json"] == (sidecar.json_offset[number], sidecar.json_bytes[number])
+    assert_reads(str(folder / "train-{000000..000001}.tar"), tracks)
+    split = ShardIndex.open(folder, verify=True).split("train")
+    assert list(split.keys) == list(keys)
+    for number, track in enumerate(tracks):
+        np.testing.assert_array_equal(split.codes(number), track.codes)
+        assert split.meta(number) == track.meta
