@@ -116,9 +116,7 @@ def refuse_no_card(config: NanoReportConfig, base: "Base") -> None:
     from musicgen_ft.errors import UserError
 
     if config.card and config.base != "nano" and not Path(config.base).expanduser().is_dir():
-        raise UserError(
-            f"--card: {config.base} is no folder, found it at {base.folder}. Give a folder, or leave it out."
-        )
+        raise UserError(f"--card: {config.base} is a name, expected a folder, whose card is then written.")
 
 
 # ---- clips -----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ _BETWEEN = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
 
 
 def write_card(folder: Path, report: Report) -> Path:
-    """Writes the figures of a report into the card of a base's folder, and the whole card where it has no place for them.
+    """Writes a report's figures into the card of a base's folder; the whole card where it has no place for them.
 
     Args:
         folder: of the base.
@@ -38,8 +38,8 @@ def figures_markdown(report: Report) -> str:
     sampling = setting["sampling"]
     lines = [
         f"Measured by `make nano-report` on music of seeds that training never saw ({setting['seed']} and on): "
-        f"{judge['test_clips']} clips of {setting['duration_s']:g} s for codec and loss, {asked} generated from captions "
-        f"of unseen tracks, with cfg_coef {sampling['cfg_coef']:g}, top_k {sampling['top_k']}, temperature "
+        f"{judge['test_clips']} clips of {setting['duration_s']:g} s for the codec, {asked} of them for the loss, and as many "
+        f"generated from their captions, with cfg_coef {sampling['cfg_coef']:g}, top_k {sampling['top_k']}, temperature "
         f"{sampling['temperature']:g}.",
         "",
         *_table(HEADER, figures(report)),
@@ -112,8 +112,7 @@ anybody's. So its weights carry no rights of others. `python train/pretrain_nano
 ## Limits
 
 It knows the words of its own captions: genre, instruments, key, tempo and mood, as `musicgen-ft synthesize` writes
-them. What it plays is as simple as the rules that made its corpus, and as dull as {model["sample_rate"] / 1000:g} kHz at
-{model["kbps"]:g} kb/s sounds. It is for trying the toolkit and for tests, not for music to be listened to.
+them. What it plays is as simple as the rules that made its corpus, and sounds as {model["kbps"]:g} kb/s do. It is for trying the toolkit and for tests, not for music to be listened to.
 """
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 Report = Mapping[str, Any]
-HEADER = ("", "nano", "real clips", "by chance", "wanted")
+HEADER = ("", "found", "real clips", "to compare", "wanted")
 MIN_GENRE_ACCURACY = 0.8
 MAX_SILENT = 0.02
 
@@ -21,8 +21,8 @@ class Figure(NamedTuple):
     """Of the codec's or the model's clips."""
     real: str = ""
     """The same measure on clips of the corpus: what it says where nothing is wrong."""
-    chance: str = ""
-    """What it would be without any skill."""
+    beside: str = ""
+    """What it would be by chance, or with another caption."""
     wanted: str = ""
     """The target, and whether it is reached."""
 
@@ -70,7 +70,7 @@ def _of_loss(report: Report) -> list[Figure]:
     for place, (own, other, null) in enumerate(
         zip(loss["own_caption"], loss["other_caption"], loss["no_caption"], strict=True), start=1
     ):
-        beside = f"{other:.3f} with another clip's caption, {null:.3f} with none"
+        beside = f"another's caption {other:.3f}, none {null:.3f}"
         rows.append(Figure(f"loss of codebook {place}", f"{own:.3f} nats", "", beside))
     return rows
 
@@ -84,7 +84,7 @@ def _of_steering(report: Report) -> list[Figure]:
             f"genre as prompted, of {len(genres['generated']['per_genre'])}",
             share(accuracy),
             share(genres["real"]["accuracy"]),
-            share(genres["chance"]),
+            f"chance {share(genres['chance'])}",
             f"{share(MIN_GENRE_ACCURACY)}: {verdict}",
         ),
         Figure("tempo: median error", share(tempo["generated"]["median_error"]), share(tempo["real"]["median_error"])),
@@ -93,14 +93,14 @@ def _of_steering(report: Report) -> list[Figure]:
             "tempo within 4 %, or half or double",
             share(tempo["generated"]["within_octaves"]),
             share(tempo["real"]["within_octaves"]),
-            f"{share(tempo['other_prompt'])} had the number of another prompt of the genre been asked",
+            f"other prompts of the genre {share(tempo['other_prompt'])}",
         ),
-        Figure("key as prompted, of 24", share(key["generated"]), share(key["real"]), share(key["chance"])),
+        Figure("key as prompted, of 24", share(key["generated"]), share(key["real"]), f"chance {share(key['chance'])}"),
         Figure(
             "instrument of the melody as prompted",
             share(lead["generated"]["accuracy"]),
             share(lead["real"]["accuracy"]),
-            share(lead["generated"]["chance"]),
+            f"chance {share(lead['generated']['chance'])}",
         ),
     ]
 

@@ -84,8 +84,8 @@ def _lead(report: Report) -> str:
     setting, judge = report["setting"], report["judge"]
     asked = setting["clips"] * len(report["genres"]["generated"]["per_genre"])
     return (
-        f"{asked} clips of {setting['duration_s']:g} s played from captions of unseen tracks, and {judge['test_clips']} "
-        f"clips of unseen tracks through the codec. Music of seeds from {setting['seed']} on: no training saw it."
+        f"{asked} clips of {setting['duration_s']:g} s played from captions of unseen tracks, and "
+        f"{judge['test_clips']} clips of unseen tracks through the codec. Music of seeds from {setting['seed']} on: no training saw it."
     )
 
 
