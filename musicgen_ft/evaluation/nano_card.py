@@ -4,7 +4,14 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from musicgen_ft.evaluation.nano_summary import HEADER, Report, figures, share
+from musicgen_ft.evaluation.nano_summary import (
+    CODEBOOK_HEADER,
+    HEADER,
+    Report,
+    codebook_figures,
+    figures,
+    share,
+)
 from musicgen_ft.files import atomic_path
 
 BEGIN, END = "<!-- figures of nano-report: begin -->", "<!-- figures of nano-report: end -->"
@@ -38,11 +45,13 @@ def figures_markdown(report: Report) -> str:
     sampling = setting["sampling"]
     lines = [
         f"Measured by `make nano-report` on music of seeds that training never saw ({setting['seed']} and on): "
-        f"{judge['test_clips']} clips of {setting['duration_s']:g} s for the codec, {asked} of them for the loss, and as many "
-        f"generated from their captions, with cfg_coef {sampling['cfg_coef']:g}, top_k {sampling['top_k']}, temperature "
-        f"{sampling['temperature']:g}.",
+        f"{judge['test_clips']} clips of {setting['duration_s']:g} s for the codec, {asked} of them for the loss, and as "
+        f"many generated from their captions, with cfg_coef {sampling['cfg_coef']:g}, top_k {sampling['top_k']}, "
+        f"temperature {sampling['temperature']:g}. Real clips are those whose captions were the prompts.",
         "",
         *_table(HEADER, figures(report)),
+        "",
+        *_table(CODEBOOK_HEADER, codebook_figures(report)),
         "",
         "Log-mel distance: mean absolute difference of natural logarithms of magnitudes in 80 mel bands, windows of "
         "64 ms every 16 ms, a floor of -80 dB; 1 neper is 8.7 dB. SI-SDR as torchmetrics computes it.",
@@ -112,7 +121,8 @@ anybody's. So its weights carry no rights of others. `python train/pretrain_nano
 ## Limits
 
 It knows the words of its own captions: genre, instruments, key, tempo and mood, as `musicgen-ft synthesize` writes
-them. What it plays is as simple as the rules that made its corpus, and sounds as {model["kbps"]:g} kb/s do. It is for trying the toolkit and for tests, not for music to be listened to.
+them. What it plays is as simple as the rules that made its corpus, and sounds as {model["kbps"]:g} kb/s do. It is for
+trying the toolkit and for tests, not for music to be listened to.
 """
 
 

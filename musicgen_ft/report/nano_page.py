@@ -9,16 +9,16 @@ import numpy.typing as npt
 from markupsafe import Markup
 
 from musicgen_ft.evaluation.nano_summary import (
+    CODEBOOK_HEADER,
     HEADER,
     MAX_SILENT,
     MIN_GENRE_ACCURACY,
     Report,
+    codebook_figures,
     figures,
     plain,
     share,
 )
-from musicgen_ft.report import charts
-from musicgen_ft.report.charts import Bar
 from musicgen_ft.report.page import (
     Section,
     Tile,
@@ -67,8 +67,8 @@ def write_nano_page(path: Path, report: Report, sounds: Sequence[GenreSound]) ->
         Section(
             anchor="figures",
             title="Figures",
-            lead="Each beside the same measure on clips of the corpus, and beside what no skill at all would reach.",
-            body=table("All figures", HEADER, figures(report)),
+            lead="Each beside the same measure on the real clips whose captions were the prompts.",
+            body=card("All clips together", table("Figures of all clips", HEADER, figures(report))),
         ),
         _genres(report),
         _codec(report),
@@ -84,8 +84,9 @@ def _lead(report: Report) -> str:
     setting, judge = report["setting"], report["judge"]
     asked = setting["clips"] * len(report["genres"]["generated"]["per_genre"])
     return (
-        f"{asked} clips of {setting['duration_s']:g} s played from captions of unseen tracks, and "
-        f"{judge['test_clips']} clips of unseen tracks through the codec. Music of seeds from {setting['seed']} on: no training saw it."
+        f"{asked} clips of {setting['duration_s']:g} s played from captions of unseen tracks, and {judge['test_clips']} "
+        "unseen clips through the codec. "
+        f"Music of seeds from {setting['seed']} on: no training saw it."
     )
 
 
@@ -114,22 +115,20 @@ def _genres(report: Report) -> Section:
     genres = list(match["per_genre"])
     heard = [*genres, *sorted({name for row in match["confusion"].values() for name in row} - set(genres))]
     rows = [
-        [genre, *(_cell(match["confusion"][genre].get(name, 0), name == genre) for name in heard)] for genre in genres
-    ]
-    bars = [
-        Bar(label=genre, pieces=[("one", found), ("mute", 1 - found)], text=share(found))
-        for genre, found in match["per_genre"].items()
+        [
+            genre,
+            *(_cell(match["confusion"][genre].get(name, 0), name == genre) for name in heard),
+            share(match["per_genre"][genre]),
+        ]
+        for genre in genres
     ]
     return Section(
         anchor="genres",
         title="Genres",
-        lead="A row for each genre that was prompted, a column for what the judge heard. The judge never saw a "
-        "generated clip.",
-        body=join(
-            [
-                grid([card("Heard as prompted", charts.bars(bars))], width_rem=24),
-                card("Prompted and heard", table("Clips by prompted and heard genre", ["prompted", *heard], rows)),
-            ]
+        lead="A row for each genre that was prompted, a column for what the judge heard. It was trained on real clips "
+        "and on what the codec makes of them; it never saw a generated one.",
+        body=card(
+            "Prompted and heard", table("Clips by prompted and heard genre", ["prompted", *heard, "as prompted"], rows)
         ),
     )
 
@@ -141,24 +140,23 @@ def _cell(count: int, is_right: bool) -> str | Markup:
 
 
 def _codec(report: Report) -> Section:
-    codec, card_size = report["codec"], report["model"]["card"]
     rows = [
         [genre, plain(found["log_mel"], "nepers"), plain(found["si_sdr_db"], "dB")]
-        for genre, found in codec["per_genre"].items()
+        for genre, found in report["codec"]["per_genre"].items()
     ]
-    used = [
-        Bar(label=f"codebook {place}", pieces=[("one", use["perplexity"])], text=f"{use['perplexity']:.0f}")
-        for place, use in enumerate(codec["codebooks"], start=1)
-    ]
+    note = f"perplexity: of {report['model']['card']} entries, if all used were as frequent"
     return Section(
         anchor="codec",
-        title="Codec",
-        lead="How near the reconstruction comes, by genre; noise-like sounds are never near in SI-SDR, which compares "
-        "wave forms.",
+        title="Codec and loss",
+        lead="How near the reconstruction comes. Noise-like sounds are never near in SI-SDR, which compares wave forms.",
         body=grid(
             [
                 card("By genre", table("Codec by genre", ["", "Log-mel distance", "SI-SDR"], rows)),
-                card("Perplexity", charts.bars(used), note=f"of {card_size}: entries, were all as frequent"),
+                card(
+                    "By codebook",
+                    table("Use and loss of each codebook", CODEBOOK_HEADER, codebook_figures(report)),
+                    note=note,
+                ),
             ],
             width_rem=24,
         ),
