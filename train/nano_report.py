@@ -7,7 +7,7 @@ python train/nano_report.py --out report --clips 2 --judge_clips 5
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
     from musicgen_ft.checkpoint.base import Base
     from musicgen_ft.codec import Codec
-    from musicgen_ft.corpus.auto_labels import Heard
     from musicgen_ft.evaluation.genres import GenreClassifier
     from musicgen_ft.evaluation.held_out import Clip
     from musicgen_ft.evaluation.lead import LeadClassifier
     from musicgen_ft.evaluation.reconstruction import Reconstruction
-    from musicgen_ft.generation.collapse import Collapse
+    from musicgen_ft.evaluation.steering import Played
     from musicgen_ft.generation.generator import Generator
     from musicgen_ft.report.nano_page import GenreSound
 
     Floats = npt.NDArray[np.float64]
+    Judges = tuple[GenreClassifier, GenreClassifier, LeadClassifier]
 
 
 def main(config: NanoReportConfig) -> None:
@@ -38,6 +38,7 @@ def main(config: NanoReportConfig) -> None:
     from musicgen_ft.checkpoint.base import open_base
     from musicgen_ft.evaluation.nano_card import write_card
     from musicgen_ft.evaluation.nano_summary import summary_lines
+    from musicgen_ft.evaluation.steering import CHANCE_OF_KEY, Played, steering
     from musicgen_ft.files import atomic_folder, refuse_used, write_json
     from musicgen_ft.generation.generator import Generator
     from musicgen_ft.report.nano_page import write_nano_page
@@ -47,40 +48,41 @@ def main(config: NanoReportConfig) -> None:
     base = open_base(config.base)
     refuse_no_card(config, base)
     generator = Generator.open(base, device=config.device)
-    codec = generator.codec
+    codec, spec = generator.codec, generator.codec.spec
     facts = model_facts(generator)  # before it plays: the weights may move then
 
-    judges, judged = train_judges(config, codec)
+    judges = train_judges(config, codec)
     clips = make_clips(config, codec, clips=config.clips, seed=config.seed + 1, told="unseen clips")
     back = through_codec(codec, clips, "codec")
-    features = features_of([clip.waveform for clip in clips], codec)
-    features_back = features_of([each.waveform.numpy() for each in back], codec)
+    judged = judge_figures(config, judges, clips, back, codec)
+    codec_found = codec_figures(clips, back, codec)
     asked = [place for place, clip in enumerate(clips) if clip.genre in trained]
-    loss = losses(config, generator, [clips[place] for place in asked], [back[place] for place in asked])
+    clips, back = [clips[place] for place in asked], [back[place] for place in asked]
+    loss = losses(config, generator, clips, back)
+    played, took_s = play(config, generator, clips)
 
-    waveforms, collapses, took_s = play(config, generator, [clips[place].labels.description for place in asked])
-    features_played = features_of(waveforms, codec)
-    steered, heard_genres, heard = steering(
-        [clips[place] for place in asked], waveforms, features_played, features[asked], judges, codec.spec.sample_rate
-    )
+    real = [Played(clip.waveform, None) for clip in clips]
+    reconstructed = [Played(each.waveform.numpy(), each.codes) for each in back]
+    found = {
+        name: steering(clips, of_kind, judges[0], judges[2], spec)
+        for name, of_kind in (("generated", played), ("reconstructed", reconstructed), ("real", real))
+    }
     report = {
-        "base": base.name if config.base == "nano" else Path(base.name).name,
+        "base": Path(base.name).name,
         "setting": setting_of(config),
         "model": facts,
-        "judge": judged | judge_accuracy(judges, clips, features, features_back),
-        "codec": codec_figures(clips, back, codec),
+        "judge": judged,
+        "codec": codec_found,
         "loss": loss,
-        **steered,
-        "collapse": collapse_figures(collapses, [clips[i] for i in asked], [back[i] for i in asked], codec),
+        **found,
+        "chance": {"genre": 1 / len(judges[0].classes), "key": CHANCE_OF_KEY},
         "speed": {
-            "times_real_time": sum(waveform.shape[1] for waveform in waveforms) / codec.spec.sample_rate / took_s,
+            "times_real_time": len(clips) * config.duration_s / took_s,
             "batch_size": config.batch_size,
             **device_facts(codec),
         },
     }
-    sounds = first_sounds(
-        [clips[i] for i in asked], [back[i] for i in asked], waveforms, heard_genres, heard, codec.spec.sample_rate
-    )
+    sounds = first_sounds(clips, back, played, judges, codec)
     with atomic_folder(config.out) as folder:
         write_json(folder / "report.json", report)
         write_nano_page(folder / "report.html", report, sounds)
@@ -165,9 +167,7 @@ def features_of(waveforms: "Sequence[npt.NDArray[np.float32]]", codec: "Codec") 
 # ---- the judges ------------------------------------------------------------------------------------------------------
 
 
-def train_judges(
-    config: NanoReportConfig, codec: "Codec"
-) -> "tuple[tuple[GenreClassifier, GenreClassifier, LeadClassifier], dict[str, Any]]":
+def train_judges(config: NanoReportConfig, codec: "Codec") -> "Judges":
     """Judges of genres, trained on real and reconstructed clips and on real ones alone, and one of the leads."""
     import numpy as np
 
@@ -179,32 +179,35 @@ def train_judges(
     real = features_of([clip.waveform for clip in clips], codec)
     back = features_of([each.waveform.numpy() for each in through_codec(codec, clips, "the judge's codec")], codec)
     both = np.concatenate([real, back])
-    judges = (
+    return (
         GenreClassifier(both, genres * 2),
         GenreClassifier(real, genres),
         LeadClassifier(both, genres * 2, leads * 2),
     )
-    return judges, {"train_clips": len(clips)}
 
 
-def judge_accuracy(
-    judges: "tuple[GenreClassifier, GenreClassifier, LeadClassifier]",
+def judge_figures(
+    config: NanoReportConfig,
+    judges: "Judges",
     clips: "Sequence[Clip]",
-    real: "Floats",
-    back: "Floats",
+    back: "Sequence[Reconstruction]",
+    codec: "Codec",
 ) -> dict[str, Any]:
     """How often the judges of genres are right about unseen clips of all genres, as they are and through the codec."""
     from musicgen_ft.evaluation.genres import match_genres
+    from musicgen_ft.synthesis.genres import GENRES
 
     genres = [clip.genre for clip in clips]
-
-    def accuracies(judge: "GenreClassifier") -> dict[str, float]:
-        return {
-            name: match_genres(genres, judge.predict_features(features)).accuracy
-            for name, features in (("real", real), ("reconstructed", back))
-        }
-
-    return {"test_clips": len(clips), **accuracies(judges[0]), "real_only": accuracies(judges[1])}
+    kinds = {
+        "real": features_of([clip.waveform for clip in clips], codec),
+        "reconstructed": features_of([each.waveform.numpy() for each in back], codec),
+    }
+    of_both, of_real = (
+        {name: match_genres(genres, judge.predict_features(features)).accuracy for name, features in kinds.items()}
+        for judge in judges[:2]
+    )
+    train_clips = config.judge_clips * len(GENRES)
+    return {"train_clips": train_clips, "test_clips": len(clips), **of_both, "real_only": of_real}
 
 
 # ---- figures ---------------------------------------------------------------------------------------------------------
@@ -243,103 +246,67 @@ def losses(
     }
 
 
-def play(
-    config: NanoReportConfig, generator: "Generator", captions: Sequence[str]
-) -> "tuple[list[npt.NDArray[np.float32]], list[Collapse], float]":
-    """A clip for each caption, what is wrong with it, and the seconds that all took."""
-    from musicgen_ft.generation.collapse import LoopWatcher, measure
+def play(config: NanoReportConfig, generator: "Generator", clips: "Sequence[Clip]") -> "tuple[list[Played], float]":
+    """A clip for each caption, and the seconds that all took."""
+    from musicgen_ft.evaluation.steering import Played
     from musicgen_ft.generation.options import Request
     from musicgen_ft.generation.sampling import Sampling
 
     sampling = Sampling(top_k=config.top_k, temperature=config.temperature)
     requests = [
         Request(
-            prompt=caption,
+            prompt=clip.labels.description,
             duration_s=config.duration_s,
             seed=config.seed + number,
             sampling=sampling,
             cfg_coef=config.cfg_coef,
         )
-        for number, caption in enumerate(captions)
+        for number, clip in enumerate(clips)
     ]
-    waveforms, collapses = [], []
-    generator.engine  # noqa: B018  # laid out before the clock starts
+    played: list[Played] = []
     began = time.perf_counter()
     with progress_bar(total=len(requests), desc="generate", unit="clip") as bar:
         for start in range(0, len(requests), config.batch_size):
             batch = requests[start : start + config.batch_size]
-            watchers = [LoopWatcher(generator.codec.spec.frame_rate) for _ in batch]
-            for waveform, watcher in zip(generator.play(batch, watchers=watchers), watchers, strict=True):
-                waveforms.append(waveform.numpy())
-                collapses.append(measure(waveforms[-1], generator.sample_rate, loops=watcher.found))
+            for codes in generator.codes(batch):
+                waveform = generator.codec.decode(codes[None])[0].cpu().numpy()
+                played.append(Played(waveform, codes.cpu()))
             bar.update(len(batch))
-    return waveforms, collapses, time.perf_counter() - began
+    return played, time.perf_counter() - began
 
 
-def steering(
+def first_sounds(
     clips: "Sequence[Clip]",
-    waveforms: "Sequence[npt.NDArray[np.float32]]",
-    played: "Floats",
-    real: "Floats",
-    judges: "tuple[GenreClassifier, GenreClassifier, LeadClassifier]",
-    sample_rate: int,
-) -> "tuple[dict[str, Any], list[str], list[Heard]]":
-    """Whether generated clips are what their captions say, and the same of the real clips that have these captions."""
-    import numpy as np
+    back: "Sequence[Reconstruction]",
+    played: "Sequence[Played]",
+    judges: "Judges",
+    codec: "Codec",
+) -> "list[GenreSound]":
+    """The first clip of each genre."""
+    from musicgen_ft.evaluation.tempo import hear_clip
+    from musicgen_ft.report.nano_page import GenreSound
 
-    from musicgen_ft.evaluation.genres import match_genres
-    from musicgen_ft.evaluation.tempo import hear_clip, match_tempi, within_by_chance
-
-    judge, _, lead_judge = judges
-    genres, leads = [clip.genre for clip in clips], [clip.lead for clip in clips]
-    tempi, keys = [float(clip.labels.bpm) for clip in clips], [clip.labels.key.lower() for clip in clips]
-    heard_genres = judge.predict_features(played)
-    heard = [hear_clip(waveform, sample_rate) for waveform in waveforms]
-    heard_real = [hear_clip(clip.waveform, sample_rate) for clip in clips]
-    bpm = [each.bpm for each in heard]
-
-    def same_key(found: "Sequence[Heard]") -> float:
-        return float(np.mean([each.key == key for each, key in zip(found, keys, strict=True)]))
-
-    found = {
-        "genres": {
-            "generated": asdict(match_genres(genres, heard_genres)),
-            "real": asdict(match_genres(genres, judge.predict_features(real))),
-            "chance": 1 / len(judge.classes),
-        },
-        "tempo": {
-            "generated": asdict(match_tempi(bpm, tempi)),
-            "real": asdict(match_tempi([each.bpm for each in heard_real], tempi)),
-            "other_prompt": within_by_chance(bpm, tempi, genres),
-        },
-        "key": {"generated": same_key(heard), "real": same_key(heard_real), "chance": 1 / 24},
-        "lead": {
-            "generated": asdict(lead_judge.match(played, genres, leads)),
-            "real": asdict(lead_judge.match(real, genres, leads)),
-        },
-    }
-    return found, heard_genres, heard
-
-
-def collapse_figures(
-    collapses: "Sequence[Collapse]", clips: "Sequence[Clip]", back: "Sequence[Reconstruction]", codec: "Codec"
-) -> dict[str, Any]:
-    """Shares that fall silent, and that repeat their codes exactly; of real clips the codes are the codec's."""
-    import numpy as np
-
-    from musicgen_ft.generation.collapse import find_loops, measure
-
-    def shares(found: "Sequence[Collapse]") -> dict[str, float]:
-        looping = [bool(each.loops) for each in found]
-        silent = [replace(each, loops=()).is_found for each in found]
-        return {"silent": float(np.mean(silent)), "looping": float(np.mean(looping))}
-
-    spec = codec.spec
-    real = [
-        measure(clip.waveform, spec.sample_rate, loops=find_loops(each.codes, spec.frame_rate))
-        for clip, each in zip(clips, back, strict=True)
-    ]
-    return {"generated": shares(collapses), "real": shares(real)}
+    rate = codec.spec.sample_rate
+    sounds: dict[str, GenreSound] = {}
+    for clip, each, of_caption in zip(clips, back, played, strict=True):
+        if clip.genre in sounds:
+            continue
+        heard = hear_clip(of_caption.waveform, rate)
+        tempo = "no steady beat" if heard.bpm is None else f"{heard.bpm:.0f} BPM"
+        sounds[clip.genre] = GenreSound(
+            genre=clip.genre,
+            caption=clip.labels.description,
+            sample_rate=rate,
+            real=clip.waveform,
+            reconstructed=each.waveform.numpy(),
+            generated=of_caption.waveform,
+            facts=(
+                f"{clip.labels.bpm} BPM · {clip.labels.key}",
+                f"log-mel distance {each.log_mel:.2f} · SI-SDR {each.si_sdr_db:.1f} dB",
+                f"heard as {judges[0].predict(of_caption.waveform, rate)} · {tempo} · {heard.key or 'no clear key'}",
+            ),
+        )
+    return list(sounds.values())
 
 
 # ---- facts -----------------------------------------------------------------------------------------------------------
@@ -380,38 +347,6 @@ def device_facts(codec: "Codec") -> dict[str, Any]:
     import torch
 
     return {"device": codec.device.type, "threads": torch.get_num_threads()}
-
-
-def first_sounds(
-    clips: "Sequence[Clip]",
-    back: "Sequence[Reconstruction]",
-    waveforms: "Sequence[npt.NDArray[np.float32]]",
-    heard_genres: Sequence[str],
-    heard: "Sequence[Heard]",
-    sample_rate: int,
-) -> "list[GenreSound]":
-    """The first clip of each genre."""
-    from musicgen_ft.report.nano_page import GenreSound
-
-    sounds: dict[str, GenreSound] = {}
-    for clip, each, waveform, genre, found in zip(clips, back, waveforms, heard_genres, heard, strict=True):
-        if clip.genre in sounds:
-            continue
-        tempo = "no steady beat" if found.bpm is None else f"{found.bpm:.0f} BPM"
-        sounds[clip.genre] = GenreSound(
-            genre=clip.genre,
-            caption=clip.labels.description,
-            sample_rate=sample_rate,
-            real=clip.waveform,
-            reconstructed=each.waveform.numpy(),
-            generated=waveform,
-            facts=(
-                f"{clip.labels.bpm} BPM · {clip.labels.key}",
-                f"log-mel distance {each.log_mel:.2f} · SI-SDR {each.si_sdr_db:.1f} dB",
-                f"heard as {genre} · {tempo} · {found.key or 'no clear key'}",
-            ),
-        )
-    return list(sounds.values())
 
 
 if __name__ == "__main__":

@@ -40,14 +40,15 @@ def write_card(folder: Path, report: Report) -> Path:
 
 def figures_markdown(report: Report) -> str:
     """The figures as Markdown."""
-    judge, genres, setting = report["judge"], report["genres"]["generated"], report["setting"]
+    judge, genres, setting = report["judge"], report["generated"]["genres"], report["setting"]
     asked = setting["clips"] * len(genres["per_genre"])
     sampling = setting["sampling"]
     lines = [
-        f"Measured by `make nano-report` on music of seeds that training never saw ({setting['seed']} and on): "
-        f"{judge['test_clips']} clips of {setting['duration_s']:g} s for the codec, {asked} of them for the loss, and as "
-        f"many generated from their captions, with cfg_coef {sampling['cfg_coef']:g}, top_k {sampling['top_k']}, "
-        f"temperature {sampling['temperature']:g}. Real clips are those whose captions were the prompts.",
+        "Measured by `make nano-report` on music of seeds that training never saw "
+        f"({setting['seed']} and on), in clips of {setting['duration_s']:g} s: {judge['test_clips']} through the codec, "
+        f"{asked} of them for the loss, and as many generated from their captions, with cfg_coef "
+        f"{sampling['cfg_coef']:g}, top_k {sampling['top_k']}, temperature {sampling['temperature']:g}. Beside what is "
+        "generated stands the same measure on the real clips whose captions were the prompts.",
         "",
         *_table(HEADER, figures(report)),
         "",
@@ -87,7 +88,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _whole(report: Report, block: str) -> str:
     model, setting = report["model"], report["setting"]
-    trained = ", ".join(report["genres"]["generated"]["per_genre"])
+    trained = ", ".join(report["generated"]["genres"]["per_genre"])
     return f"""---
 license: mit
 pipeline_tag: text-to-audio
