@@ -44,24 +44,24 @@ def figures_markdown(report: Report) -> str:
     asked = setting["clips"] * len(genres["per_genre"])
     sampling = setting["sampling"]
     lines = [
-        "Measured by `make nano-report` on music of seeds that training never saw "
-        f"({setting['seed']} and on), in clips of {setting['duration_s']:g} s: {judge['test_clips']} through the codec, "
-        f"{asked} of them for the loss, and as many generated from their captions, with cfg_coef "
-        f"{sampling['cfg_coef']:g}, top_k {sampling['top_k']}, temperature {sampling['temperature']:g}. Beside what is "
-        "generated stands the same measure on the real clips whose captions were the prompts.",
+        f"Measured by `make nano-report` on music of seeds that training never saw ({setting['seed']} and on).",
+        f"In clips of {setting['duration_s']:g} s: {judge['test_clips']} through the codec, {asked} of them for the",
+        f"loss, and as many generated from their captions, with cfg_coef {sampling['cfg_coef']:g}, top_k",
+        f"{sampling['top_k']} and temperature {sampling['temperature']:g}. Beside what is generated stands the same",
+        "measure on the real clips whose captions were the prompts.",
         "",
         *_table(HEADER, figures(report)),
         "",
         *_table(CODEBOOK_HEADER, codebook_figures(report)),
         "",
-        "Log-mel distance: mean absolute difference of natural logarithms of magnitudes in 80 mel bands, windows of "
+        "Log-mel distance: mean absolute difference of natural logarithms of magnitudes in 80 mel bands, windows of",
         "64 ms every 16 ms, a floor of -80 dB; 1 neper is 8.7 dB. SI-SDR as torchmetrics computes it.",
         "",
-        f"The judge of genres is a logistic regression over features of timbre, harmony and onsets, trained on "
-        f"{judge['train_clips']} real clips and on what the codec makes of the same clips. It is right about "
-        f"{share(judge['real'])} of unseen real clips and {share(judge['reconstructed'])} of unseen clips that went "
-        f"through the codec; trained on the real ones alone, {share(judge['real_only']['real'])} and "
-        f"{share(judge['real_only']['reconstructed'])}. Tempo and key are heard as `prepare` hears them; the melody's "
+        "The judge of genres is a logistic regression over features of timbre, harmony and onsets, trained on",
+        f"{judge['train_clips']} real clips and on what the codec makes of the same clips. It is right about",
+        f"{share(judge['real'])} of unseen real clips and {share(judge['reconstructed'])} of unseen clips that went",
+        f"through the codec; trained on the real ones alone, {share(judge['real_only']['real'])} and",
+        f"{share(judge['real_only']['reconstructed'])}. Tempo and key are heard as `prepare` hears them; the melody's",
         "instrument by one such regression for each genre that has a choice.",
         "",
         "Of the clips prompted for each genre, heard as that genre:",

@@ -45,8 +45,8 @@ def steering(
         spec: of the codec.
 
     Returns:
-        ``genres`` (GenreMatch), ``tempo`` (TempoMatch), ``tempo_of_others`` (see ``within_by_chance``), ``key`` (share as
-        asked for), ``lead`` (LeadMatch), ``silent`` and ``looping`` (shares; None without codes), as plain values.
+        ``genres`` (GenreMatch), ``tempo`` (TempoMatch), ``tempo_of_others`` (see ``within_by_chance``), ``key`` (share
+        as asked for), ``lead`` (LeadMatch), ``silent`` and ``looping`` (shares; None without codes), as plain values.
     """
     features = np.stack([clip_features(each.waveform, spec.sample_rate) for each in played])
     heard = [hear_clip(each.waveform, spec.sample_rate) for each in played]
