@@ -125,4 +125,5 @@ def _of_speed(report: Report) -> list[Figure]:
 
 
 def _shares(report: Report, what: str, read: Callable[[Report], float | None], beside: str = "") -> Figure:
-    return Figure(what, *(share(read(report[of])) for of in CLIPS), beside)
+    generated, reconstructed, real = (share(read(report[of])) for of in CLIPS)
+    return Figure(what, generated, reconstructed, real, beside)
