@@ -151,7 +151,7 @@ def _repetition(onsets: Floats) -> Floats:
     similarity = similarity / max(float(similarity[0]), 1e-9)
     lags = 60 * RATE / HOP / PULSE_BPM
     fall = np.maximum(1 - lags / length, 0.25)  # fewer frames overlap at longer lags
-    return np.interp(lags, np.arange(length), similarity, right=0.0) / fall
+    return np.asarray(np.interp(lags, np.arange(length), similarity, right=0.0) / fall, np.float64)
 
 
 @cache
