@@ -156,7 +156,7 @@ def _repetition(onsets: Floats) -> Floats:
 
 @cache
 def _frequencies() -> Floats:
-    return np.fft.rfftfreq(WINDOW, 1 / RATE)
+    return np.asarray(np.fft.rfftfreq(WINDOW, 1 / RATE), np.float64)
 
 
 @cache
