@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 OUT ?= demo
 
-.PHONY: demo test test-slow lint types check clean
+.PHONY: demo test test-slow lint types check clean nano-report
 
 demo: .venv/.package
 	rm -rf $(OUT)
@@ -24,10 +24,15 @@ types: .venv/.dev
 	$(BIN)/mypy
 	$(BIN)/pyright
 
+# How good nano is: prints it, writes it into nano's model card, and makes a page to look at and listen to.
+nano-report: .venv/.package
+	rm -rf nano-report
+	$(BIN)/python train/nano_report.py --out nano-report --card true $(if $(BASE),--base "$(BASE)")
+
 check: lint types test test-slow
 
 clean:
-	rm -rf .venv demo dist build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv demo nano-report dist build .pytest_cache .mypy_cache .ruff_cache
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

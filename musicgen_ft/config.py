@@ -519,6 +519,50 @@ class DemoConfig:
         _positive(self, "tracks", "duration_s")
 
 
+@dataclass(frozen=True, kw_only=True)
+class NanoReportConfig:
+    """How good the bundled base is: its codec, its losses and what captions steer, on music that no training saw."""
+
+    POSITIONAL: ClassVar[tuple[str, ...]] = ()
+
+    out: Path
+    """Folder to make: report.json, and report.html to look at and listen to."""
+    base: str = "nano"
+    """What to measure: nano, or a folder of a base that was trained on synthesized music."""
+    card: bool = False
+    """Write the figures into the model card, README.md in the base's folder."""
+    held_out: tuple[str, ...] = ("reggae", "chiptune")
+    """Genres that the base was not trained on: none of its clips is asked for them."""
+    clips: int = 10
+    """Unseen clips of each genre, for the codec, and to be generated."""
+    judge_clips: int = 30
+    """Other unseen clips of each genre, to train the judge of genres."""
+    duration_s: float = 10.0
+    """Seconds of each clip; tempo is heard from 5 on."""
+    top_k: int = 250
+    """As of sample."""
+    temperature: float = 1.0
+    """As of sample."""
+    cfg_coef: float = 3.0
+    """As of sample."""
+    batch_size: int = 8
+    """Clips at once."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    seed: int = 900_000
+    """Of the judge's clips; the next one is that of the unseen clips. Training has those below 1000."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "clips", "batch_size")
+        _not_negative(self, "top_k", "temperature", "cfg_coef")
+        if not self.duration_s >= 1:
+            raise ValueError(f"duration_s: found {self.duration_s}, expected 1 or more: less tells no genre.")
+        if not self.judge_clips >= 2:
+            raise ValueError(f"judge_clips: found {self.judge_clips}, expected 2 or more.")
+        if not self.seed >= 1000:
+            raise ValueError(f"seed: found {self.seed}, expected 1000 or more: training has those below.")
+
+
 def to_plain(config: Any) -> dict[str, Any]:
     """The config as plain values, for YAML, checkpoints and loggers."""
     return {name: _plain(value) for name, value in asdict(config).items()}

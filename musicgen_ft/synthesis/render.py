@@ -29,6 +29,8 @@ class Track:
     sample_rate: int
     """In Hz."""
     labels: TrackLabels
+    score: Score
+    """What is played."""
 
 
 def render_track(
@@ -60,7 +62,7 @@ def render_track(
     writer, player, speaker = (np.random.default_rng((seed, number, stream)) for stream in range(3))
     score = compose(rules, writer, duration_s)
     waveform = play(score, player, duration_s, sample_rate)
-    return Track(waveform, sample_rate, describe(score, speaker))
+    return Track(waveform, sample_rate, describe(score, speaker), score)
 
 
 def play(score: Score, rng: np.random.Generator, duration_s: float, sample_rate: int) -> FloatArray:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TARGETS = ("demo", "test", "test-slow", "lint", "types", "check", "clean")
+TARGETS = ("demo", "test", "test-slow", "lint", "types", "nano-report", "check", "clean")
 
 Make = Callable[..., list[str]]
 
@@ -75,7 +75,7 @@ def test_demo_makes_the_environment_installs_the_package_and_runs_the_demo(make:
     assert ran[-1] == "musicgen-ft demo --out demo"
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "test-slow", "lint", "types", "check"])
+@pytest.mark.parametrize("target", ["demo", "test", "test-slow", "lint", "types", "nano-report", "check"])
 def test_a_second_call_installs_nothing(target: str, make: Make) -> None:
     assert installs(make(target))
     again = make(target)
@@ -115,6 +115,13 @@ def test_demo_makes_room_for_itself_and_touches_nothing_else(make: Make, fresh: 
     make("demo")
     assert not (fresh / "demo").exists()
     assert (fresh / "corpus").exists()
+
+
+def test_nano_report_makes_room_and_writes_the_card_of_nano_or_of_another_base(make: Make, fresh: Path) -> None:
+    (fresh / "nano-report").mkdir()
+    assert make("nano-report")[-1] == "python train/nano_report.py --out nano-report --card true"
+    assert not (fresh / "nano-report").exists()
+    assert make("nano-report", "BASE=a base")[-1].endswith("--card true --base a base")
 
 
 def test_check_runs_everything(make: Make) -> None:
