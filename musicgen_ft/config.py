@@ -519,6 +519,41 @@ class DemoConfig:
         _positive(self, "tracks", "duration_s")
 
 
+HELD_OUT_GENRES = ("reggae", "chiptune")
+"""Genres of the rules that nano is never trained on: what fine-tuning is shown on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainNanoConfig:
+    """Makes nano from nothing: corpus, codec, text encoder, language model. What is done already is not done again."""
+
+    POSITIONAL: ClassVar[tuple[str, ...]] = ()
+
+    out: Path
+    """Folder for everything that it makes; ``nano/`` in it is the base."""
+    tracks: int = 1000
+    """Tracks to synthesize, of all genres but those held out."""
+    held_out: tuple[str, ...] = HELD_OUT_GENRES
+    """Genres to leave out."""
+    duration_s: float = 30.0
+    """Seconds of each track."""
+    codec_tracks: int = 250
+    """Tracks that the codec learns from."""
+    codec_steps: int = 2600
+    """Optimizer steps of the codec."""
+    text_steps: int = 1500
+    """Optimizer steps of the text encoder."""
+    finetune_config: str = "pretrain_nano"
+    """Config of finetune for the language model: a name in configs/finetune, or a file."""
+    max_steps: int | None = None
+    """Optimizer steps of the language model; none means the config's."""
+    seed: int = 1
+    """Of everything; reports use seeds far from it."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "tracks", "duration_s", "codec_tracks", "codec_steps", "text_steps")
+
+
 @dataclass(frozen=True, kw_only=True)
 class NanoReportConfig:
     """How good the bundled base is: its codec, its losses and what captions steer, on music that no training saw."""
@@ -531,7 +566,7 @@ class NanoReportConfig:
     """What to measure: nano, or a folder of a base that was trained on synthesized music."""
     card: bool = False
     """Write the figures into the model card, README.md in the base's folder."""
-    held_out: tuple[str, ...] = ("reggae", "chiptune")
+    held_out: tuple[str, ...] = HELD_OUT_GENRES
     """Genres that the base was not trained on: none of its clips is asked for them."""
     clips: int = 10
     """Unseen clips of each genre, for the codec, and to be generated."""

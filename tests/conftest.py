@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from musicgen_ft.checkpoint.base import open_base
-from musicgen_ft.checkpoint.nano import write_nano
+from musicgen_ft.checkpoint.nano import NanoSizes, write_untrained
 from musicgen_ft.chroma import ChromaSpec
 from musicgen_ft.codec import Codec, CodecSpec
 from musicgen_ft.corpus.quality import Quality
@@ -68,7 +68,7 @@ def nano_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files of ``nano``; not to be changed."""
     folder = tmp_path_factory.mktemp("bases") / "nano"
     folder.mkdir()
-    write_nano(folder)
+    write_untrained(folder, NanoSizes())
     return folder
 
 

@@ -35,7 +35,7 @@ LAYERS = (
     {"checkpoint"},
     {"generation"},
     {"training"},  # plays what it trains
-    {"evaluation"},
+    {"evaluation", "pretraining"},
     {"peers", "report", "serving", "workers"},
 )
 LAYER = {unit: number for number, units in enumerate(LAYERS) for unit in units}

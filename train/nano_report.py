@@ -239,7 +239,11 @@ def losses(
     codes = [each.codes for each in back]
     own: list[str | None] = [clip.labels.description for clip in clips]
     half = len(own) // 2
-    captions = {"own_caption": own, "other_caption": own[half:] + own[:half], "no_caption": [None] * len(own)}
+    captions: dict[str, list[str | None]] = {
+        "own_caption": own,
+        "other_caption": own[half:] + own[:half],
+        "no_caption": [None] * len(own),
+    }
     return {
         name: caption_loss(generator.lm, generator.text_encoder, codes, words, batch_size=config.batch_size)
         for name, words in captions.items()

@@ -1,11 +1,13 @@
 """``nano``: a complete MusicGen at toy size, so that everything runs with no network and on any machine.
 
 Its weights are random, from a fixed seed: it shows and tests the whole job, but it does not make music. Same
-architecture as the released models, smaller numbers.
+architecture as the released models, smaller numbers. ``train/pretrain_nano.py`` makes one that has learned.
 """
 
 import shutil
 import string
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,9 @@ from musicgen_ft.codec import Codec
 from musicgen_ft.files import atomic_folder, user_cache
 from musicgen_ft.model.conditioning import TextEncoder
 from musicgen_ft.model.lm import LanguageModel, LMConfig
+from musicgen_ft.synthesis.genres import GENRES
 
-_RECIPE = 1
+_RECIPE = 2
 """Counts up whenever the weights change, so that an older copy in the cache is not taken."""
 _SEED = 2306
 _WORDS = """
@@ -28,7 +31,29 @@ driving deep heavy light happy sad dreamy energetic relaxed playful hypnotic mel
 ambient drum bass hip hop waltz chiptune reggae rock lullaby jazz blues folk pop electronic dance classical funk disco
 trance piano guitar synth lead pad pluck strings bell bells organ flute snare kick hat hats clap drums percussion
 arpeggio chords melody beat bpm tempo key major minor sharp flat genre moods instrument keywords four three
+swing kit moderate feels sounds this played on play together mood it
 """
+_TEMPI_BPM = range(40, 221)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NanoSizes:
+    """The numbers that are smaller than the released models'."""
+
+    num_filters: int = 8
+    """Channels of EnCodec's first convolution."""
+    latent_dim: int = 32
+    """Width of EnCodec's latents and codebook entries."""
+    text_layers: int = 2
+    """Layers of T5, of width 64."""
+    dim: int = 128
+    """Width of the language model, in heads of 64."""
+    num_layers: int = 4
+    """Its layers."""
+
+
+TO_TRAIN = NanoSizes(num_filters=16, latent_dim=64, dim=192, num_layers=6)
+"""Those that ``train/pretrain_nano.py`` trains: with half-precision weights below 16 MiB."""
 
 
 def nano_folder() -> Path:
@@ -38,45 +63,50 @@ def nano_folder() -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         try:
             with atomic_folder(folder) as temporary:
-                write_nano(temporary)
+                write_untrained(temporary, NanoSizes())
         except OSError:
             if not (folder / "config.json").is_file():  # else another process built it meanwhile
                 raise
     return folder
 
 
-def write_nano(folder: Path) -> None:
-    """Writes ``nano`` into an existing folder: the same bytes at every call on one machine."""
+def write_untrained(folder: Path, sizes: NanoSizes) -> None:
+    """Writes a nano with random weights into an existing folder: the same bytes at every call on one machine."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
-        codec = Codec(_encodec(), id="nano")
-        text_encoder = TextEncoder(_t5(), _tokenizer(), id="nano")
-        config = LMConfig(
-            dim=128,
-            num_heads=2,
-            num_layers=4,
-            ffn_dim=512,
-            n_q=codec.spec.n_q,
-            card=codec.spec.card,
-            delays=tuple(range(codec.spec.n_q)),
-            text_dim=text_encoder.dim,
-        )
+        codec = Codec(untrained_encodec(sizes), id="nano")
+        text_encoder = untrained_text_encoder(sizes)
+        config = lm_config(sizes, codec, text_encoder)
         lm = LanguageModel(config)
         lm.init_weights()
     transformers_format.write_folder(folder, lm.state_dict(), config, codec, text_encoder)
 
 
-def _encodec() -> EncodecModel:
+def lm_config(sizes: NanoSizes, codec: Codec, text_encoder: TextEncoder) -> LMConfig:
+    """The numbers of the language model."""
+    return LMConfig(
+        dim=sizes.dim,
+        num_heads=sizes.dim // 64,
+        num_layers=sizes.num_layers,
+        ffn_dim=4 * sizes.dim,
+        n_q=codec.spec.n_q,
+        card=codec.spec.card,
+        delays=tuple(range(codec.spec.n_q)),
+        text_dim=text_encoder.dim,
+    )
+
+
+def untrained_encodec(sizes: NanoSizes) -> EncodecModel:
     """EnCodec at 16 kHz, 50 frames per second, 4 codebooks of 256, with the topology of the released one."""
     model: EncodecModel = EncodecModel(
         EncodecConfig(
             target_bandwidths=[bandwidth_kbps(4, 256, 50)],
             sampling_rate=16_000,
-            num_filters=8,
-            hidden_size=32,
+            num_filters=sizes.num_filters,
+            hidden_size=sizes.latent_dim,
             upsampling_ratios=[8, 5, 4, 2],
             codebook_size=256,
-            codebook_dim=32,
+            codebook_dim=sizes.latent_dim,
             use_causal_conv=False,
             use_conv_shortcut=False,
         )
@@ -113,14 +143,19 @@ def _varied_signal(num_notes: int = 200, note_length: int = 1600) -> torch.Tenso
     return torch.cat(notes)[None, None]
 
 
-def _t5() -> T5EncoderModel:
+def untrained_text_encoder(sizes: NanoSizes) -> TextEncoder:
+    """T5 of width 64 with a tokenizer of its own."""
+    return TextEncoder(_t5(sizes.text_layers), _tokenizer(), id="nano")
+
+
+def _t5(num_layers: int) -> T5EncoderModel:
     return T5EncoderModel(
         T5Config(
             vocab_size=len(_vocabulary()),
             d_model=64,
             d_kv=16,
             d_ff=128,
-            num_layers=2,
+            num_layers=num_layers,
             num_decoder_layers=0,
             num_heads=4,
             feed_forward_proj="relu",
@@ -133,8 +168,21 @@ def _tokenizer() -> T5Tokenizer:
 
 
 def _vocabulary() -> list[tuple[str, float]]:
-    """Special tokens, words of music, and every printable ASCII character; a whole word beats its spelling."""
+    """Special tokens, words of music, notes, tempi, all printable ASCII characters; a whole word beats its spelling."""
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -4.0)]
-    words = [(f"▁{word}", -6.0) for word in sorted(set(_WORDS.split()) - set(string.printable))]
+    notes = {letter + accidental for letter in "ABCDEFGabcdefg" for accidental in ("", "#", "b")}
+    known = {*_WORDS.split(), *_rule_words()}
+    known |= {word.capitalize() for word in known} | notes | {"BPM", *map(str, _TEMPI_BPM)}
+    words = [(f"▁{word}", -6.0) for word in sorted(known)]
     characters = [(character, -8.0) for character in string.printable if not character.isspace()]
     return special + words + characters
+
+
+def _rule_words() -> Iterator[str]:
+    """What captions of synthesized music may say, of every genre."""
+    for genre in GENRES.values():
+        kits = [genre.drums.kit] if genre.drums else []
+        instruments = [name for part in genre.parts for name in part.instruments]
+        moods = [mood for moods in genre.moods.values() for mood in moods]
+        for text in (genre.name, genre.noun, *kits, *instruments, *moods):
+            yield from text.split()

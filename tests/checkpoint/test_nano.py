@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from musicgen_ft.checkpoint.base import open_base
-from musicgen_ft.checkpoint.nano import write_nano
+from musicgen_ft.checkpoint.nano import NanoSizes, write_untrained
 from musicgen_ft.codec import Codec
 from musicgen_ft.model.conditioning import TextEncoder
 
@@ -17,7 +17,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 def test_nano_has_the_same_bytes_at_every_call(nano_folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(99)  # whatever was drawn before
-    write_nano(tmp_path)
+    write_untrained(tmp_path, NanoSizes())
     assert digests(tmp_path) == digests(nano_folder)
 
 
@@ -25,7 +25,7 @@ def test_building_nano_leaves_the_random_numbers_of_the_caller_alone(tmp_path: P
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    write_nano(tmp_path)
+    write_untrained(tmp_path, NanoSizes())
     assert torch.equal(torch.rand(3), expected)
 
 

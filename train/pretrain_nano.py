@@ -1,0 +1,121 @@
+"""Makes nano, the bundled base, from nothing: its corpus by rule, its codec, its text encoder, its language model.
+
+python train/pretrain_nano.py --out nano-work
+python train/pretrain_nano.py --out nano-work --tracks 2000 --max_steps 20000
+
+Two hours of 2 CPU cores. Told to stop, run it again: parts that are done stay, the language model goes on from its
+last checkpoint.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from musicgen_ft.cli import run_command, run_recipe
+from musicgen_ft.config import PretrainNanoConfig
+from musicgen_ft.terminal import progress_bar
+
+if TYPE_CHECKING:
+    from musicgen_ft.codec import Codec
+    from musicgen_ft.model.conditioning import TextEncoder
+
+
+def main(config: PretrainNanoConfig) -> None:
+    """Corpus -> codec -> text encoder -> shards -> language model -> one folder in half precision."""
+    from musicgen_ft.checkpoint.nano import TO_TRAIN
+    from musicgen_ft.files import atomic_folder
+    from musicgen_ft.pretraining.nano import store_in_half, write_untrained_lm
+    from musicgen_ft.synthesis.genres import GENRES
+
+    corpus, untrained, shards, run, nano = (config.out / n for n in ("corpus", "untrained", "shards", "run", "nano"))
+    config.out.mkdir(parents=True, exist_ok=True)
+
+    if not corpus.is_dir():
+        genres = [word for genre in GENRES if genre not in config.held_out for word in ("--genres", genre)]
+        size = ["--tracks", str(config.tracks), "--duration_s", str(config.duration_s), "--seed", str(config.seed)]
+        run_command("synthesize", "--out", str(corpus), *size, *genres)
+    if not untrained.is_dir():
+        codec = pretrained_codec(config, corpus)
+        text_encoder = pretrained_text_encoder(config, corpus)
+        with atomic_folder(untrained) as folder:
+            write_untrained_lm(folder, TO_TRAIN, codec, text_encoder, seed=config.seed)
+    run_command("prepare", str(corpus), "--out", str(shards), "--base", str(untrained), "--valid_fraction", "0.03")
+    if (run / "config.yaml").is_file():
+        run_command("finetune", "--resume", str(run))
+    else:
+        steps = [] if config.max_steps is None else ["--max_steps", str(config.max_steps)]
+        run_command("finetune", str(shards), "--out", str(run), "--config", config.finetune_config, *steps)
+    if not nano.is_dir():
+        exported = config.out / "exported"
+        run_command("export", str(run), "--out", str(exported), "--format", "transformers")
+        store_in_half(exported)
+        exported.rename(nano)
+    num_bytes = sum(file.stat().st_size for file in nano.rglob("*") if file.is_file())
+    print(f"nano: {nano}, {num_bytes / 2**20:.1f} MiB")
+
+
+def pretrained_codec(config: PretrainNanoConfig, corpus: Path) -> "Codec":
+    """An EnCodec trained on some of the corpus, or the one that was."""
+    import torch
+    from transformers import EncodecModel
+
+    from musicgen_ft.checkpoint.nano import TO_TRAIN, untrained_encodec
+    from musicgen_ft.codec import Codec
+    from musicgen_ft.files import atomic_folder
+    from musicgen_ft.pretraining.codec import Clips, CodecTraining, train_codec
+
+    place = config.out / "codec"
+    if not place.is_dir():
+        files = sorted(corpus.glob("*.wav"))
+        files = files[:: max(1, len(files) // config.codec_tracks)]
+        torch.manual_seed(config.seed)
+        model = untrained_encodec(TO_TRAIN)
+        with progress_bar(total=len(files), desc="read", unit="track") as bar:
+            clips = Clips(files, sample_rate=model.config.sampling_rate, progress=bar.update)
+        how = CodecTraining(max_steps=config.codec_steps)
+        with progress_bar(total=how.max_steps, desc="codec", unit="step") as bar:
+
+            def report(_: int, losses: dict[str, float]) -> None:
+                bar.set_postfix({name: f"{value:.3g}" for name, value in losses.items()}, refresh=False)
+                bar.update()
+
+            train_codec(model, clips, how, seed=config.seed, report=report)
+        with atomic_folder(place) as folder:
+            model.save_pretrained(folder)
+    return Codec(EncodecModel.from_pretrained(place), id="nano")
+
+
+def pretrained_text_encoder(config: PretrainNanoConfig, corpus: Path) -> "TextEncoder":
+    """A T5 that has read the captions of the corpus as the language model will see them, or the one that has."""
+    import torch
+    from transformers import T5EncoderModel
+
+    from musicgen_ft.checkpoint.nano import TO_TRAIN, untrained_text_encoder
+    from musicgen_ft.cli import read_config
+    from musicgen_ft.config import FinetuneConfig
+    from musicgen_ft.corpus.captions import caption_policy
+    from musicgen_ft.files import atomic_folder
+    from musicgen_ft.model.conditioning import TextEncoder
+    from musicgen_ft.pretraining.nano import read_labels
+    from musicgen_ft.pretraining.text import TextTraining, train_text_encoder
+
+    place = config.out / "text"
+    torch.manual_seed(config.seed)
+    text_encoder = untrained_text_encoder(TO_TRAIN)
+    if not place.is_dir():
+        policy = caption_policy(read_config(FinetuneConfig, "finetune", config.finetune_config))
+        how = TextTraining(max_steps=config.text_steps)
+        with progress_bar(total=how.max_steps, desc="text encoder", unit="step") as bar:
+
+            def report(_: int, losses: dict[str, float]) -> None:
+                bar.set_postfix({name: f"{value:.3g}" for name, value in losses.items()}, refresh=False)
+                bar.update()
+
+            train_text_encoder(text_encoder, read_labels(corpus), policy, how, seed=config.seed, report=report)
+        with atomic_folder(place) as folder:
+            encoder: Any = text_encoder.encoder
+            encoder.save_pretrained(folder)
+    return TextEncoder(T5EncoderModel.from_pretrained(place), text_encoder.tokenizer, id="nano")
+
+
+if __name__ == "__main__":
+    run_recipe(PretrainNanoConfig, main)
