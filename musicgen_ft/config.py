@@ -435,7 +435,7 @@ class EvaluateConfig:
                 _positive(self, name)
         if self.pieces * self.duration_s < 2:
             raise ValueError(
-                f"found {self.pieces} x {self.duration_s:g} s of music, expected at least 2 s to measure a distance by. "
+                f"found {self.pieces} x {self.duration_s:g} s of music, expected at least 2 s for a distance. "
                 "Give more --pieces, or a longer --duration_s."
             )
 

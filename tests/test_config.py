@@ -296,7 +296,7 @@ def test_every_number_of_every_config_is_checked() -> None:
 
 def test_an_evaluation_needs_two_seconds_of_music() -> None:
     default("evaluate", pieces=1, duration_s=2.0)
-    with pytest.raises(ValueError, match="found 3 x 0.6 s of music, expected at least 2 s.*Give more --pieces"):
+    with pytest.raises(ValueError, match=r"found 3 x 0\.6 s of music, expected at least 2 s.*Give more --pieces"):
         default("evaluate", pieces=3, duration_s=0.6)
 
 

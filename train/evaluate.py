@@ -52,9 +52,7 @@ def main(config: EvaluateConfig) -> None:
     models, index, training = open_all(config)
     split: Split = "valid" if index.manifest.num_tracks["valid"] else "train"
     captions = caption_policy(training)
-    prompts = choose_prompts(
-        index, split, captions, duration_s=config.duration_s, num=config.pieces, seed=config.seed
-    )
+    prompts = choose_prompts(index, split, captions, duration_s=config.duration_s, num=config.pieces, seed=config.seed)
     if split == "train":
         print("nothing is held out in these shards: prompts, losses and distances are of tracks that were trained on")
     clap = open_clap(config.clap)
@@ -194,9 +192,7 @@ def measure(
     texts = [prompt.text for prompt in prompts]
     sound = listener.measure(heard, references, texts, shared=shared, shared_first=first)
     return (
-        ModelFigures(
-            place=model.place, likelihood=found, forgetting_ce=forgotten, sound=sound, throughput=throughput
-        ),
+        ModelFigures(place=model.place, likelihood=found, forgetting_ce=forgotten, sound=sound, throughput=throughput),
         heard,
     )
 

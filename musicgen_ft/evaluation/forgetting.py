@@ -26,9 +26,7 @@ def let_base_play(
     if config.forgetting_clips == 0:
         return
     with as_generator(lm, codec, text_encoder, lm.out_norm.weight.device) as generator:
-        sample_base(
-            generator, folder / FORGETTING_FILE, num_clips=config.forgetting_clips, num_frames=num_frames
-        )
+        sample_base(generator, folder / FORGETTING_FILE, num_clips=config.forgetting_clips, num_frames=num_frames)
 
 
 def forgetting_ce(

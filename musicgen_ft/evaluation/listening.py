@@ -111,9 +111,7 @@ class Listener:
         return SoundFigures(
             num_clips=len(heard),
             distances=self.distances(waveforms),
-            kl=None
-            if probabilities is None or of_references is None
-            else pairwise_kl(probabilities, of_references),
+            kl=None if probabilities is None or of_references is None else pairwise_kl(probabilities, of_references),
             class_shares=self.class_shares(probabilities),
             clap_score=self._clap_score(waveforms, texts),
             chroma_similarity=self._chroma_similarity(heard, references),
@@ -161,9 +159,7 @@ class Listener:
             return None
         found = []
         for piece, clip in zip(heard, references, strict=True):
-            one, other = (
-                at_rate(each.waveform, self._sample_rate, self._chroma.sample_rate) for each in (piece, clip)
-            )
+            one, other = (at_rate(each.waveform, self._sample_rate, self._chroma.sample_rate) for each in (piece, clip))
             length = min(len(one), len(other))
             found.append(chroma_similarity(one[:length], other[:length], self._chroma))
         return float(np.mean(found))

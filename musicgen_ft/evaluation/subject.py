@@ -77,9 +77,7 @@ def open_run(place: str, *, checkpoint: str, weights: str) -> Subject:
     def read() -> Mapping[str, Tensor]:
         return whole_model(config, info, base, exported_weights(run.read_checkpoint(checkpoint), weights).state)
 
-    return Subject(
-        place=place, base=base, config=config, run=run, weights=metrics, origin=info.base, read=read
-    )
+    return Subject(place=place, base=base, config=config, run=run, weights=metrics, origin=info.base, read=read)
 
 
 def open_generator(place: str, *, channels: int | None = None) -> Subject:

@@ -1,4 +1,4 @@
-"""The page of an evaluation: base beside tuned to hear and to see, and every figure with what it is measured against."""
+"""The page of an evaluation: base beside tuned, to hear and to see, and every figure beside what it is measured by."""
 
 import csv
 import math
@@ -139,7 +139,7 @@ def key_figures(evaluation: Evaluation) -> list[Tile]:
 
 def summary_lines(evaluation: Evaluation) -> list[str]:
     """The same for a terminal, a line each."""
-    return [f"{tile.label.lower()}: {tile.value}{f' ({tile.note})' * bool(tile.note)}" for tile in key_figures(evaluation)]
+    return [f"{tile.label}: {tile.value}{f' ({tile.note})' * bool(tile.note)}" for tile in key_figures(evaluation)]
 
 
 # ---- listening -------------------------------------------------------------------------------------------------------
@@ -151,7 +151,9 @@ def listen_section(
     """The same prompts from the same seeds, side by side, as many as the page carries."""
     blocks: list[Markup] = []
     left = MEDIA_BYTES
-    for index in range(min(max_prompts, len(evaluation.prompts))):
+    num = len(evaluation.prompts)
+    most = min(max_prompts, num)
+    for index in (place * num // most for place in range(most)):  # evenly: neighbours may be of one track
         block = _prompt_block(evaluation, sounds, sample_rate, index)
         left -= len(block)
         if left < 0 and blocks:
@@ -207,18 +209,21 @@ def likelihood_section(evaluation: Evaluation) -> Section:
     cards = []
     for split, name in (("valid", "Held-out tracks"), ("train", "Training tracks")):
         found = {
-            model: figures.likelihood[split] for model, figures in evaluation.models.items() if split in figures.likelihood
+            model: figures.likelihood[split]
+            for model, figures in evaluation.models.items()
+            if split in figures.likelihood
         }
         if found:
             cards.append(card(name, _likelihood_table(evaluation, found), note=_clips_text(next(iter(found.values())))))
-    forgetting = _forgetting_card(evaluation)
+    if forgetting := _forgetting_card(evaluation):
+        cards.append(forgetting)
     return Section(
         anchor="loss",
         title="Loss",
         lead="How well real music is predicted: cross-entropy in nats for each code, and its exponential, perplexity: "
         "among how many equally likely codes it feels like choosing. Lower is better. Held out far above training "
         "tracks means learned by heart.",
-        body=join([grid(cards, width_rem=30), *([forgetting] if forgetting else [])]),
+        body=grid(cards, width_rem=30),
     )
 
 
@@ -236,8 +241,10 @@ def _likelihood_table(evaluation: Evaluation, found: Mapping[str, Likelihood]) -
     for k in range(len(next(iter(all_of.values())))):
         losses = [of_model[k] for of_model in all_of.values()]
         change = [_signed(losses[-1] - losses[0])] if "base" in found else []
-        name = "all codebooks" if k == 0 else f"codebook {k}"
-        rows.append([name, *(f"{ce:.3f}" for ce in losses), *change, *(number(round(math.exp(ce), 1)) for ce in losses)])
+        name = "all" if k == 0 else f"codebook {k}"
+        rows.append(
+            [name, *(f"{ce:.3f}" for ce in losses), *change, *(number(round(math.exp(ce), 1)) for ce in losses)]
+        )
     return table("Loss and perplexity by codebook", header, rows)
 
 
@@ -294,7 +301,9 @@ def distance_section(evaluation: Evaluation) -> Section:
         cards.append(card("Fit to the caption, CLAP", _bars(evaluation, fits), note=note))
     tunes = {name: sound.chroma_similarity for name, sound in sounds.items() if sound.chroma_similarity is not None}
     if tunes:
-        note = "share of frames with the loudest pitch class of the given tune; 1 follows it exactly, chance is near 0.1"
+        note = (
+            "share of frames with the loudest pitch class of the given tune; 1 follows it exactly, chance is near 0.1"
+        )
         cards.append(card("Fit to the tune", _bars(evaluation, tunes), note=note))
     return Section(
         anchor="distance",
@@ -464,7 +473,12 @@ def speed_section(evaluation: Evaluation) -> Section:
 def origin_section(evaluation: Evaluation) -> Section:
     """What the figures were made with."""
     tables = []
-    for name, title in (("config", "Options"), ("weights", "Weights"), ("shards", "Shards"), ("trained_with", "Training")):
+    for name, title in (
+        ("config", "Options"),
+        ("weights", "Weights"),
+        ("shards", "Shards"),
+        ("trained_with", "Training"),
+    ):
         values = evaluation.facts.get(name)
         if isinstance(values, Mapping) and values:
             rows = [[str(key), "–" if value in (None, "", []) else str(value)] for key, value in values.items()]

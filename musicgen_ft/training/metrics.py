@@ -112,7 +112,7 @@ def build_loggers(config: FinetuneConfig, run: Path, *, wandb_id: str) -> list[L
 
 
 def wandb_logger(config: FinetuneConfig | EvaluateConfig, run: Path, wandb_id: str) -> WandbLogger:
-    """A wandb run, named like the folder that it lies in, that a resumed run goes on with; without an account, or a network, it is kept offline."""
+    """A wandb run that a resumed run goes on with; without an account, or a network, it is kept offline."""
     import wandb
 
     (run / "wandb").mkdir(parents=True, exist_ok=True)  # else wandb takes the temporary folder
