@@ -10,8 +10,9 @@ docs/evaluation.md tells what each figure means.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from musicgen_ft.cli import run_recipe
 from musicgen_ft.config import EvaluateConfig, FinetuneConfig, to_plain
@@ -19,8 +20,10 @@ from musicgen_ft.terminal import progress_bar, slug
 
 if TYPE_CHECKING:
     import torch
+    from tqdm import tqdm
 
     from musicgen_ft.codec import Codec
+    from musicgen_ft.evaluation.embeddings import Embedder
     from musicgen_ft.evaluation.figures import Evaluation, ModelFigures
     from musicgen_ft.evaluation.listening import Listener
     from musicgen_ft.evaluation.playing import Heard, Prompt
@@ -61,10 +64,10 @@ def main(config: EvaluateConfig) -> None:
     subject = models["model"]
     codec = subject.base.codec().to(device)
     rate = codec.spec.sample_rate
-    embedders = [EncodecEmbedder(codec), *([] if clap is None else [clap.to(device)])]
+    embedders: list[Embedder] = [EncodecEmbedder(codec), *([] if clap is None else [clap.to(device)])]
     listener = Listener(embedders, sample_rate=rate, clap=clap, chroma=subject.base.lm_config.chroma)
-    of_split = {"captions": captions, "duration_s": config.duration_s}
-    reference = stretches(index, split, **of_split, most=max(REFERENCE_CLIPS, config.pieces))
+    most = max(REFERENCE_CLIPS, config.pieces)
+    reference = stretches(index, split, captions, duration_s=config.duration_s, most=most)
     listener.take_reference([codec.decode(codes[None])[0].cpu() for _, _, codes in reference])
     references = [hear(codec, prompt.reference) for prompt in prompts]
 
@@ -85,7 +88,7 @@ def main(config: EvaluateConfig) -> None:
     known = {"shared": shared, "shared_first": first} if split == "valid" else {}  # else each is in its own track
     yardsticks = {"held_out": listener.measure_reference(references, texts, **known)}
     if split == "valid":
-        others = stretches(index, "train", **of_split, most=config.pieces)
+        others = stretches(index, "train", captions, duration_s=config.duration_s, most=config.pieces)
         yardsticks["train"] = listener.measure_others([codec.decode(codes[None])[0].cpu() for _, _, codes in others])
 
     evaluation = Evaluation(
@@ -173,7 +176,7 @@ def measure(
                     clips,
                     batch_size=config.batch_size,
                     dtype=dtype,
-                    told=lambda done, of: bar.update(done - bar.n),
+                    told=partial(advance, bar),
                 )
     if name == "base" and not (probe / FORGETTING_FILE).is_file():
         let_base_play(lm, codec, text_encoder, probe, training)
@@ -186,7 +189,7 @@ def measure(
             prompts,
             duration_s=config.duration_s,
             batch_size=config.batch_size,
-            told=lambda done, of: bar.update(done - bar.n),
+            told=partial(advance, bar),
         )
     shared, first = longest_shared_runs([piece.codes for piece in heard], index.split("train"))
     texts = [prompt.text for prompt in prompts]
@@ -195,6 +198,11 @@ def measure(
         ModelFigures(place=model.place, likelihood=found, forgetting_ce=forgotten, sound=sound, throughput=throughput),
         heard,
     )
+
+
+def advance(bar: "tqdm[Any]", done: int, of: int) -> None:
+    """Brings a bar to what is done."""
+    bar.update(done - bar.n)
 
 
 def facts_of(config: EvaluateConfig, subject: "Subject", index: "ShardIndex", *, clap: str | None) -> dict[str, object]:

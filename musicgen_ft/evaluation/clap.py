@@ -169,9 +169,10 @@ def _read(folder: Path, name: str) -> Clap:
     clap_config: Any = ClapConfig.from_pretrained(folder, local_files_only=True)
     has_bar = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
-    model, report = ClapModel.from_pretrained(
+    loaded: Any = ClapModel.from_pretrained(
         None, config=clap_config, state_dict=read_folder(folder), output_loading_info=True
     )
+    model, report = loaded
     if has_bar:
         logging.enable_progress_bar()
     if missing := sorted(report["missing_keys"]):

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
-from musicgen_ft.evaluation.figures import Distance, Evaluation, ModelFigures, SoundFigures
+from musicgen_ft.evaluation.figures import Distance, Evaluation, SoundFigures
 from musicgen_ft.evaluation.likelihood import Likelihood
 from musicgen_ft.evaluation.memorisation import SharedRun
 from musicgen_ft.report import charts
@@ -289,8 +289,7 @@ def curves_section(curves: Curves) -> Section:
 
 def distance_section(evaluation: Evaluation) -> Section:
     """Frechet distances, fit to the text, tune."""
-    sets = {**evaluation.models, **evaluation.yardsticks}
-    sounds = {name: of.sound if isinstance(of, ModelFigures) else of for name, of in sets.items()}
+    sounds = {name: figures.sound for name, figures in evaluation.models.items()} | dict(evaluation.yardsticks)
     cards = []
     for embedding in dict.fromkeys(key for sound in sounds.values() for key in sound.distances):
         found = {name: sound.distances[embedding] for name, sound in sounds.items() if embedding in sound.distances}

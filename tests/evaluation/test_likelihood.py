@@ -49,9 +49,9 @@ def test_it_is_the_plain_formula_over_all_frames_however_they_are_batched(index:
     for number in range(len(clips)):
         crop = clips[number]
         with torch.no_grad():
-            logits, valid = lm(crop.codes[None], encoder.encode([crop.description]))
-        mask = valid & crop.mask[None, None]
-        loss = codebook_cross_entropy(logits, crop.codes[None], mask.expand(1, 4, -1))
+            predictions = lm.predict(crop.codes[None], encoder.encode([crop.description]))
+        mask = (predictions.mask & crop.mask)[None]  # [1, K, T]
+        loss = codebook_cross_entropy(predictions.logits, crop.codes[None], mask)
         sums += loss.ce_per_codebook.double() * mask.sum((0, 2))
         frames += mask.sum((0, 2))
 
@@ -84,8 +84,8 @@ def test_the_base_plays_what_forgetting_is_measured_by_and_stays_as_it_is(nano_f
     assert lm.config.text_padding == padding
     assert all(torch.equal(value, before[name]) for name, value in lm.state_dict().items())
     with torch.no_grad():
-        for head in lm.heads:
-            head.weight.mul_(0)  # knows nothing any more
+        for parameter in lm.heads.parameters():
+            parameter.zero_()  # knows nothing any more
     worse = forgetting_ce(lm, encoder, tmp_path)
     assert worse == pytest.approx(math.log(256), rel=1e-5)
     assert worse != ce

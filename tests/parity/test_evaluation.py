@@ -25,8 +25,8 @@ def test_chroma_similarity_is_audiocrafts(num_samples: int) -> None:
     metric = ChromaCosineSimilarityMetric(sample_rate=SPEC.sample_rate, n_chroma=12, radix2_exp=14, argmax=True)
     pairs = [(tune(seed, num_samples), tune(seed // 2, num_samples)) for seed in (1, 2, 3, 0)]
     for generated, reference in pairs:
-        sounds = [torch.from_numpy(samples)[None, None] for samples in (generated, reference)]
-        metric.update(*sounds, torch.tensor([num_samples]), torch.tensor([SPEC.sample_rate]))
+        one, other = (torch.from_numpy(samples)[None, None] for samples in (generated, reference))
+        metric.update(one, other, torch.tensor([num_samples]), torch.tensor([SPEC.sample_rate]))
 
     found = [chroma_similarity(generated, reference, SPEC) for generated, reference in pairs]
 

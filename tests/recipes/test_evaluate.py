@@ -131,9 +131,9 @@ def test_wandb_gets_the_figures_and_the_sounds(run: Path, tmp_path: Path, comman
     words = ("--pieces", 2, "--duration_s", 1, "--base", "none", "--valid_max_clips", 1, "--wandb", "offline")
     result = command("evaluate", run, "--out", tmp_path / "e", *words)
     assert result.status == 0, result.err
-    (offline,) = (tmp_path / "e" / "wandb").glob("wandb/offline-run-*")
+    (offline,) = (tmp_path / "e" / "wandb").glob("offline-run-*")
     assert list(offline.glob("*.wandb"))
-    assert len(list((tmp_path / "e" / "wandb").rglob("*.wav"))) >= 4 or list(offline.rglob("*.table.json"))
+    assert list(offline.rglob("*.table.json"))
 
 
 MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
