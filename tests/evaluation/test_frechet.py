@@ -1,5 +1,7 @@
 """The Frechet distance is that of the formula with scipy's square root, and of the closed form where there is one."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -20,7 +22,7 @@ def embeddings(seed: int, num: int, dim: int = 5, *, shift: float = 0.0) -> Arra
 
 def by_scipy(one: Array, other: Array) -> float:
     """As frechet_audio_distance and fadtk compute it."""
-    product = scipy.linalg.sqrtm(np.cov(one, rowvar=False) @ np.cov(other, rowvar=False))
+    product: Any = scipy.linalg.sqrtm(np.cov(one, rowvar=False) @ np.cov(other, rowvar=False))
     apart = one.mean(0) - other.mean(0)
     traces = np.trace(np.cov(one, rowvar=False)) + np.trace(np.cov(other, rowvar=False))
     return float(apart @ apart + traces - 2 * np.trace(product.real))

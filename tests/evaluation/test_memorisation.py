@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from musicgen_ft.evaluation import memorisation
 from musicgen_ft.evaluation.memorisation import NOTHING_SHARED, SharedRuns
 
-Codes = npt.NDArray[np.int64]
+Codes = npt.NDArray[Any]
 
 
 def random_codes(seed: int, K: int, T: int, card: int = 2048) -> Codes:
