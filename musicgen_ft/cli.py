@@ -30,6 +30,7 @@ COMMANDS = {
     "inspect": ("data/inspect_corpus.py", "what is in a corpus or in shards: hours, labels, quality"),
     "finetune": ("train/finetune.py", "fine-tune a MusicGen on shards"),
     "plan": ("train/plan.py", "before a download: what fits a memory, and the command for it"),
+    "evaluate": ("train/evaluate.py", "a page of figures and sounds: tuned beside base, on held-out tracks"),
     "export": ("train/export.py", "make a generator folder of a run"),
     "sample": ("train/sample.py", "play prompts into WAV files"),
     "serve": ("train/serve.py", "a local page to hear base and tuned side by side"),

@@ -386,6 +386,61 @@ class ExportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """A run or a generator is measured and listened to beside its base: one page, and its numbers as JSON."""
+
+    POSITIONAL: ClassVar[tuple[str, ...]] = ("model", "shards")
+
+    model: str
+    """Folder of a run, or a generator: nano, a hub id, a folder."""
+    shards: str | None = None
+    """Folder of shards, or the URL of one; none means those that the run was trained on."""
+    out: Path
+    """Folder to make: index.html, evaluation.json, sounds."""
+    base: str | None = None
+    """What to compare with; none means what the model was trained from, "none" nothing."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Of a run: best by validation loss, or last."""
+    weights: Literal["auto", "ema", "raw"] = "auto"
+    """Of a run: averaged or raw weights; auto: averaged where it has them."""
+    pieces: int = 16
+    """Pieces that each model plays, to captions of held-out tracks; distances want many."""
+    duration_s: float = 10.0
+    """Seconds of each."""
+    segment_s: float | None = None
+    """Seconds of a clip whose loss is measured; none means as in the run's training."""
+    valid_max_clips: int | None = None
+    """Clips whose loss is measured, of each split, at most; none means as in the run's validation."""
+    clap: str | None = None
+    """CLAP for how sound fits its text: a folder, or a hub id, which is fetched; none takes laion/larger_clap_music
+    where it is in the cache already."""
+    players: int = 6
+    """Prompts to listen to on the page, at most."""
+    seed: int = 0
+    """Of the first piece; each further one counts up."""
+    batch_size: int = 4
+    """Pieces, and clips, at once."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    wandb: Literal["off", "auto", "online", "offline"] = "off"
+    """auto: online where wandb has an account, else offline."""
+    wandb_project: str = "musicgen-ft"
+    """Project in wandb."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "pieces", "duration_s", "batch_size")
+        _not_negative(self, "players", "seed")
+        for name in ("segment_s", "valid_max_clips"):
+            if getattr(self, name) is not None:
+                _positive(self, name)
+        if self.pieces * self.duration_s < 2:
+            raise ValueError(
+                f"found {self.pieces} x {self.duration_s:g} s of music, expected at least 2 s for a distance. "
+                "Give more --pieces, or a longer --duration_s."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class SampleConfig:
     """Prompts become WAV files, each with a JSON beside it that says how it was made."""
 

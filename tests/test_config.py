@@ -14,6 +14,7 @@ from musicgen_ft import config as config_module
 from musicgen_ft.cli import COMMANDS, parse
 from musicgen_ft.config import (
     DemoConfig,
+    EvaluateConfig,
     ExportConfig,
     FinetuneConfig,
     InspectConfig,
@@ -35,6 +36,7 @@ CLASSES: dict[str, type[Any]] = {
     "inspect": InspectConfig,
     "finetune": FinetuneConfig,
     "plan": PlanConfig,
+    "evaluate": EvaluateConfig,
     "export": ExportConfig,
     "sample": SampleConfig,
     "serve": ServeConfig,
@@ -46,6 +48,7 @@ REQUIRED: dict[str, list[str]] = {
     "inspect": ["corpus"],
     "finetune": ["shards", "--out", "run"],
     "plan": ["--base", "small"],
+    "evaluate": ["run", "--out", "evaluation"],
     "export": ["run", "--out", "generator"],
     "sample": ["generator", "--out", "wavs", "--prompt", "a waltz"],
     "serve": ["nano"],
@@ -217,6 +220,7 @@ POSITIVE = {
         *("early_stop_validations", "forgetting_s", "sample_every_steps", "sample_s"),
     ],
     "plan": ["memory_gib", "devices", "segment_s", "batch_size"],
+    "evaluate": ["pieces", "duration_s", "batch_size", "segment_s", "valid_max_clips"],
     "sample": ["duration_s", "batch_size", "stride_s"],
     "serve": ["max_duration_s", "max_models"],
     "demo": ["tracks", "duration_s"],
@@ -225,6 +229,7 @@ NOT_NEGATIVE = {
     "prepare": ["min_duration_s", "max_dc_offset", "min_bandwidth_khz", "codec_check_s"],
     "inspect": ["captions", "players", "seed"],
     "finetune": ["warmup_steps", "weight_decay", "num_workers", "seed", "forgetting_clips"],
+    "evaluate": ["players", "seed"],
     "sample": ["top_k", "temperature", "cfg_coef", "cfg_coef_beta", "seed", "retry_silent"],
     "serve": ["port"],
 }
@@ -287,6 +292,12 @@ def test_every_number_of_every_config_is_checked() -> None:
         if field.type in (int, float, int | None, float | None, int | Literal["auto"] | None)
     }
     assert numbers == checked
+
+
+def test_an_evaluation_needs_two_seconds_of_music() -> None:
+    default("evaluate", pieces=1, duration_s=2.0)
+    with pytest.raises(ValueError, match=r"found 3 x 0\.6 s of music, expected at least 2 s.*Give more --pieces"):
+        default("evaluate", pieces=3, duration_s=0.6)
 
 
 def test_a_sample_needs_a_prompt() -> None:

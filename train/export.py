@@ -11,17 +11,9 @@ The folder appears only after its readers have opened it and given the same logi
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from musicgen_ft.cli import run_recipe
-from musicgen_ft.config import ExportConfig, FinetuneConfig, to_plain
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from musicgen_ft.checkpoint.base import Base
-    from musicgen_ft.training.run import RunInfo
+from musicgen_ft.config import ExportConfig, to_plain
 
 
 def main(config: ExportConfig) -> None:
@@ -47,6 +39,7 @@ def export_run(config: ExportConfig) -> None:
     from musicgen_ft.files import atomic_folder, write_json
     from musicgen_ft.peers.parity import check_export
     from musicgen_ft.training.run import RunFolder, exported_weights
+    from musicgen_ft.training.trained import whole_model
     from musicgen_ft.weights import cast
 
     # The run and its base.
@@ -77,20 +70,6 @@ def export_run(config: ExportConfig) -> None:
         write_json(folder / "musicgen_ft.json", {**facts, "logit_differences": differences})
     tell(differences, of="trained model")
     print(f"generator: {config.out}, step {metrics['step']}, {metrics['weights']} weights")
-
-
-def whole_model(
-    config: FinetuneConfig, info: "RunInfo", base: "Base", trained: "Mapping[str, Tensor]"
-) -> "Mapping[str, Tensor]":
-    """What a run trained, over its base where that was not all of it; adapters are merged, exactly, in fp32."""
-    from musicgen_ft.model.lora import adapter_spec, is_partial, merged
-    from musicgen_ft.training.run import check_base
-    from musicgen_ft.weights import from_files, state_sha256
-
-    if not is_partial(config):
-        return trained
-    check_base(info, state_sha256(from_files(base.lm_state)))
-    return merged(from_files(base.lm_state), trained, adapter_spec(config))
 
 
 def export_adapter(config: ExportConfig) -> None:

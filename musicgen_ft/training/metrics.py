@@ -12,7 +12,7 @@ from urllib.parse import urlparse
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from musicgen_ft.config import FinetuneConfig, to_plain
+from musicgen_ft.config import EvaluateConfig, FinetuneConfig, to_plain
 from musicgen_ft.training import throughput
 
 logger = logging.getLogger(__name__)
@@ -107,11 +107,11 @@ def build_loggers(config: FinetuneConfig, run: Path, *, wandb_id: str) -> list[L
     if config.tensorboard:
         loggers.append(TensorBoardLogger(str(run), name="tensorboard", version=""))
     if config.wandb != "off":
-        loggers.append(_wandb(config, run, wandb_id))
+        loggers.append(wandb_logger(config, run, wandb_id))
     return loggers
 
 
-def _wandb(config: FinetuneConfig, run: Path, wandb_id: str) -> WandbLogger:
+def wandb_logger(config: FinetuneConfig | EvaluateConfig, run: Path, wandb_id: str) -> WandbLogger:
     """A wandb run that a resumed run goes on with; without an account, or a network, it is kept offline."""
     import wandb
 

@@ -197,3 +197,15 @@ def test_a_melody_base_is_fine_tuned_in_stereo_with_another_t5(
     assert "transformers opens it" in steps[-1].out
     config = open_base(str(made)).lm_config
     assert (config.channels, config.text_dim, config.conditioning) == (2, 40, "prefix")
+
+
+def test_an_evaluation_gives_the_tune_and_tells_how_closely_it_is_followed(
+    melody_run: Path, tmp_path: Path, command: Command
+) -> None:
+    words = ("--pieces", 3, "--duration_s", 0.8, "--valid_max_clips", 2)
+    result = command("evaluate", melody_run, "--out", tmp_path / "e", *words)
+    assert result.status == 0, result.err
+    models = json.loads((tmp_path / "e" / "evaluation.json").read_text())["models"]
+    for name in ("base", "model"):
+        assert 0 <= models[name]["sound"]["chroma_similarity"] <= 1
+    assert "Fit to the tune" in (tmp_path / "e" / "index.html").read_text()
