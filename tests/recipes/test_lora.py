@@ -218,7 +218,7 @@ def test_lora_on_the_other_kinds_of_bases(
 def test_with_another_text_encoder_its_projection_is_trained_whole(
     nano_folder: Path, shards: Path, tmp_path: Path, command: Command
 ) -> None:
-    t5: Any = T5EncoderModel(T5Config(vocab_size=600, d_model=40, d_kv=8, d_ff=72, num_layers=1, num_heads=2))
+    t5: Any = T5EncoderModel(T5Config(vocab_size=800, d_model=40, d_kv=8, d_ff=72, num_layers=1, num_heads=2))
     tokenizer = open_base(str(nano_folder)).text_encoder().tokenizer
     transformers_format.write_text_encoder(tmp_path / "t5", TextEncoder(t5, tokenizer, id="t5"))
     words = ("--text_encoder", tmp_path / "t5", "--method", "lora", "--max_steps", 1, *TRAINING)

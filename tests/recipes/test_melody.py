@@ -181,7 +181,7 @@ def test_a_silent_melody_is_refused(tmp_path: Path, base: Path, command: Command
 def test_a_melody_base_is_fine_tuned_in_stereo_with_another_t5(
     corpus: Path, base: Path, tmp_path: Path, command: Command
 ) -> None:
-    t5: Any = T5EncoderModel(T5Config(vocab_size=600, d_model=40, d_kv=8, d_ff=32, num_layers=1, num_heads=2))
+    t5: Any = T5EncoderModel(T5Config(vocab_size=800, d_model=40, d_kv=8, d_ff=32, num_layers=1, num_heads=2))
     tokenizer = open_base(str(base)).text_encoder().tokenizer
     transformers_format.write_text_encoder(tmp_path / "t5", TextEncoder(t5, tokenizer, id="t5"))
     shards, run, made = tmp_path / "shards", tmp_path / "run", tmp_path / "made"

@@ -21,7 +21,7 @@ def flan(tmp_path: Path, nano_folder: Path) -> Path:
     """A T5 of version 1.1, as flan-T5 is: gated, of another width and with more words than nano's."""
     tokenizer = open_base(str(nano_folder)).text_encoder().tokenizer
     config = T5Config(
-        vocab_size=600, d_model=40, d_kv=8, d_ff=72, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu"
+        vocab_size=800, d_model=40, d_kv=8, d_ff=72, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu"
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
