@@ -414,6 +414,8 @@ class EvaluateConfig:
     clap: str | None = None
     """CLAP for how sound fits its text: a folder, or a hub id, which is fetched; none takes laion/larger_clap_music
     where it is in the cache already."""
+    judge: Path | None = None
+    """Folder of labelled audio of many genres, none of it trained on: a judge learns them, and hears what is played."""
     players: int = 6
     """Prompts to listen to on the page, at most."""
     seed: int = 0
@@ -433,6 +435,10 @@ class EvaluateConfig:
         for name in ("segment_s", "valid_max_clips"):
             if getattr(self, name) is not None:
                 _positive(self, name)
+        if self.judge is not None and self.duration_s < 1:
+            raise ValueError(
+                f"duration_s: found {self.duration_s} with --judge, expected 1 or more: less tells no genre."
+            )
         if self.pieces * self.duration_s < 2:
             raise ValueError(
                 f"found {self.pieces} x {self.duration_s:g} s of music, expected at least 2 s for a distance. "

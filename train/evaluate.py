@@ -4,6 +4,7 @@ musicgen-ft evaluate run --out evaluation
 musicgen-ft evaluate run shards --out evaluation --pieces 64 --duration_s 20
 musicgen-ft evaluate generator shards --out evaluation --base facebook/musicgen-small
 musicgen-ft evaluate facebook/musicgen-small shards --out evaluation --base none --clap laion/larger_clap_music
+musicgen-ft evaluate run --out evaluation --judge music-of-many-genres
 
 docs/evaluation.md tells what each figure means.
 """
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from musicgen_ft.codec import Codec
     from musicgen_ft.evaluation.embeddings import Embedder
     from musicgen_ft.evaluation.figures import Evaluation, ModelFigures
+    from musicgen_ft.evaluation.genres import GenreClassifier
     from musicgen_ft.evaluation.listening import Listener
     from musicgen_ft.evaluation.playing import Heard, Prompt
     from musicgen_ft.evaluation.subject import Subject
@@ -65,7 +67,9 @@ def main(config: EvaluateConfig) -> None:
     codec = subject.base.codec().to(device)
     rate = codec.spec.sample_rate
     embedders: list[Embedder] = [EncodecEmbedder(codec), *([] if clap is None else [clap.to(device)])]
-    listener = Listener(embedders, sample_rate=rate, clap=clap, chroma=subject.base.lm_config.chroma)
+    judge = None if config.judge is None else train_judge(config, codec)
+    chroma = subject.base.lm_config.chroma
+    listener = Listener(embedders, sample_rate=rate, classifier=judge, clap=clap, chroma=chroma)
     most = max(REFERENCE_CLIPS, config.pieces)
     reference = stretches(index, split, captions, duration_s=config.duration_s, most=most)
     listener.take_reference([codec.decode(codes[None])[0].cpu() for _, _, codes in reference])
@@ -83,10 +87,10 @@ def main(config: EvaluateConfig) -> None:
             )
 
     # What real music has.
-    texts = [prompt.text for prompt in prompts]
+    texts, genres = [prompt.text for prompt in prompts], [prompt.genre for prompt in prompts]
     shared, first = longest_shared_runs([clip.codes for clip in references], index.split("train"))
     known = {"shared": shared, "shared_first": first} if split == "valid" else {}  # else each is in its own track
-    yardsticks = {"held_out": listener.measure_reference(references, texts, **known)}
+    yardsticks = {"held_out": listener.measure_reference(references, texts, genres, **known)}
     if split == "valid":
         others = stretches(index, "train", captions, duration_s=config.duration_s, most=config.pieces)
         yardsticks["train"] = listener.measure_others([codec.decode(codes[None])[0].cpu() for _, _, codes in others])
@@ -101,6 +105,16 @@ def main(config: EvaluateConfig) -> None:
     )
     write(config, evaluation, {"held_out": references, **heard}, subject, codec)
     tell(config, evaluation)
+
+
+def train_judge(config: EvaluateConfig, codec: "Codec") -> "GenreClassifier":
+    """A judge of the genres of the user's labelled audio."""
+    from musicgen_ft.evaluation.judge import labelled_clips, train_judge
+
+    assert config.judge is not None
+    clips = labelled_clips(config.judge, codec.spec, clip_s=config.duration_s)
+    with progress_bar(total=len(clips), desc="the judge listens", unit="clip") as bar:
+        return train_judge(clips, codec, progress=bar.update)
 
 
 def open_all(config: EvaluateConfig) -> "tuple[dict[str, Subject], ShardIndex, FinetuneConfig]":
@@ -192,8 +206,8 @@ def measure(
             told=partial(advance, bar),
         )
     shared, first = longest_shared_runs([piece.codes for piece in heard], index.split("train"))
-    texts = [prompt.text for prompt in prompts]
-    sound = listener.measure(heard, references, texts, shared=shared, shared_first=first)
+    texts, genres = [prompt.text for prompt in prompts], [prompt.genre for prompt in prompts]
+    sound = listener.measure(heard, references, texts, genres, shared=shared, shared_first=first)
     return (
         ModelFigures(place=model.place, likelihood=found, forgetting_ce=forgotten, sound=sound, throughput=throughput),
         heard,

@@ -42,6 +42,8 @@ class SoundFigures:
     """Divergence of the classifier's probabilities from those of the reference with the same caption."""
     class_shares: Mapping[str, float] = field(default_factory=dict)
     """Mean probability of each class."""
+    heard_as_asked: float | None = None
+    """Share of the clips that are heard as the genre of the track with their caption, of those whose genre is known."""
     clap_score: float | None = None
     """Mean cosine similarity of clips and captions, in [-1, 1]."""
     chroma_similarity: float | None = None
@@ -82,7 +84,7 @@ class SoundFigures:
             values["kl"] = {**asdict(self.kl), "both": self.kl.both}
         if self.class_shares:
             values["class_shares"] = dict(self.class_shares)
-        for name in ("clap_score", "chroma_similarity"):
+        for name in ("heard_as_asked", "clap_score", "chroma_similarity"):
             if getattr(self, name) is not None:
                 values[name] = getattr(self, name)
         if self.collapses:
@@ -193,7 +195,7 @@ class Evaluation:
             yield f"{name}/frechet_{embedding.lower()}", distance.value
         if sound.kl is not None:
             yield f"{name}/kl", sound.kl.from_reference
-        for key in ("clap_score", "chroma_similarity"):
+        for key in ("heard_as_asked", "clap_score", "chroma_similarity"):
             if getattr(sound, key) is not None:
                 yield f"{name}/{key}", getattr(sound, key)
         if sound.collapses:

@@ -87,11 +87,21 @@ class Listener:
             return {}
         return dict(zip(self.classifier.classes, probabilities.mean(0).tolist(), strict=True))
 
+    def heard_as_asked(self, probabilities: Tensor | None, genres: Sequence[str | None]) -> float | None:
+        """Share of N clips whose most probable class is their genre; None where no genre is one of the classes."""
+        if self.classifier is None or probabilities is None:
+            return None
+        classes = self.classifier.classes
+        heard = [classes[place] for place in probabilities.argmax(1).tolist()]
+        hits = [one == genre for one, genre in zip(heard, genres, strict=True) if genre in classes]
+        return float(np.mean(hits)) if hits else None
+
     def measure(
         self,
         heard: Sequence[Heard],
         references: Sequence[Heard],
         texts: Sequence[str | None],
+        genres: Sequence[str | None],
         *,
         shared: Sequence[SharedRun] = (),
         shared_first: Sequence[SharedRun] = (),
@@ -102,6 +112,7 @@ class Listener:
             heard: N pieces.
             references: N real clips with the same captions.
             texts: N captions.
+            genres: N genres that were asked for, where they are known.
             shared: N runs, from ``longest_shared_runs``.
             shared_first: N runs in the first codebook alone.
         """
@@ -113,6 +124,7 @@ class Listener:
             distances=self.distances(waveforms),
             kl=None if probabilities is None or of_references is None else pairwise_kl(probabilities, of_references),
             class_shares=self.class_shares(probabilities),
+            heard_as_asked=self.heard_as_asked(probabilities, genres),
             clap_score=self._clap_score(waveforms, texts),
             chroma_similarity=self._chroma_similarity(heard, references),
             collapses=[piece.collapse for piece in heard],
@@ -124,15 +136,18 @@ class Listener:
         self,
         references: Sequence[Heard],
         texts: Sequence[str | None],
+        genres: Sequence[str | None],
         *,
         shared: Sequence[SharedRun] = (),
         shared_first: Sequence[SharedRun] = (),
     ) -> SoundFigures:
         """The same of the references themselves, as far as it makes sense: what real music has."""
         waveforms = [clip.waveform for clip in references]
+        probabilities = self.probabilities(waveforms)
         return SoundFigures(
             num_clips=len(references),
-            class_shares=self.class_shares(self.probabilities(waveforms)),
+            class_shares=self.class_shares(probabilities),
+            heard_as_asked=self.heard_as_asked(probabilities, genres),
             clap_score=self._clap_score(waveforms, texts),
             collapses=[clip.collapse for clip in references],
             shared=shared,

@@ -4,7 +4,7 @@ C channels, L samples, K codebooks, T frames.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import soxr
@@ -19,7 +19,7 @@ from musicgen_ft.generation.generator import Generator
 from musicgen_ft.generation.options import Melody, Request
 from musicgen_ft.shards.crops import ValidDataset
 from musicgen_ft.shards.format import Split
-from musicgen_ft.shards.index import ShardIndex
+from musicgen_ft.shards.index import ShardIndex, SplitIndex
 
 WARM_UP_S = 0.2
 """Played before the clock starts: the first piece lays out weights, and on a GPU records its step."""
@@ -35,6 +35,8 @@ class Prompt:
     """Of the draws."""
     track: str
     """Key of the track that has this caption."""
+    genre: str | None
+    """Genre of that track, where it is known."""
     reference: Tensor
     """int64 [K, T], the codes of a stretch of that track, T at most the piece's."""
 
@@ -113,7 +115,13 @@ def choose_prompts(
     if not found:
         raise UserError(f"{index.folder}: found no {split} track to take captions of. Prepare more tracks.")
     chosen = [found[number % len(found)] for number in range(num)]
-    return [Prompt(text, seed + number, key, codes) for number, (text, key, codes) in enumerate(chosen)]
+    genres = _genres(index.split(split), {key for _, key, _ in chosen})
+    return [Prompt(text, seed + number, key, genres[key], codes) for number, (text, key, codes) in enumerate(chosen)]
+
+
+def _genres(tracks: SplitIndex, keys: Collection[str]) -> dict[str, str | None]:
+    """Of some tracks, by key."""
+    return {key: tracks.meta(number).labels.genre for number, key in enumerate(tracks.keys) if key in keys}
 
 
 def hear(codec: Codec, codes: Tensor) -> Heard:

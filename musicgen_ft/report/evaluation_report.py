@@ -117,6 +117,10 @@ def key_figures(evaluation: Evaluation) -> list[Tile]:
         shown.append(Tile(value=f"{loss.ce:.3f}", label=f"Loss, {where}", note=note or "nats per code"))
         note = "of a codebook's entries" if of_base is None else f"base {number(round(of_base.ppl, 1))}"
         shown.append(Tile(value=number(round(loss.ppl, 1)), label="Perplexity", note=note))
+    if model.sound.heard_as_asked is not None:
+        of_base_share = None if base is None else base.sound.heard_as_asked
+        note = "of the pieces, by the judge" if of_base_share is None else f"base {of_base_share:.0%}"
+        shown.append(Tile(value=f"{model.sound.heard_as_asked:.0%}", label="Heard as the genre asked for", note=note))
     for embedding, found in model.sound.distances.items():
         of_base_sound = None if base is None else base.sound.distances.get(embedding)
         note = "to real tracks" if of_base_sound is None else f"base {_figure(of_base_sound.value)}"
@@ -352,6 +356,10 @@ def class_section(evaluation: Evaluation) -> Section:
     classes = sorted(shares["model"], key=lambda name: -max(real[name], shares["model"][name]))
     labels = [label_of(evaluation, name) for name in shares]
     rows = [[name, *(f"{share[name]:.0%}" for share in shares.values())] for name in classes[:MAX_CLASSES]]
+    asked = [sounds[name].heard_as_asked for name in shares]
+    if any(share is not None for share in asked):
+        told = ["–" if share is None else f"{share:.0%}" for share in asked]
+        rows.append(["heard as the genre asked for", *told])
     cards = [card("Share of each class", table("Share of each class", ["", *labels], rows), note="mean probability")]
     kls = {name: sound.kl for name, sound in sounds.items() if sound.kl is not None}
     if kls:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from musicgen_ft.audio import read
+from musicgen_ft.audio import read, write_wav
 from musicgen_ft.training.run import RunFolder
 
 Command = Callable[..., Any]
@@ -136,6 +137,23 @@ def test_wandb_gets_the_figures_and_the_sounds(run: Path, tmp_path: Path, comman
     assert list(offline.rglob("*.table.json"))
 
 
+def test_a_judge_of_a_labelled_folder_tells_what_genres_it_hears(
+    shards: Path, corpus: Path, tmp_path: Path, command: Command
+) -> None:
+    words = ("--pieces", 3, "--duration_s", 1.2, "--base", "none", "--judge", corpus)
+    result = command("evaluate", "nano", shards, "--out", tmp_path / "e", *words)
+    assert result.status == 0, result.err
+    assert re.search(r"Heard as the genre asked for: \d+%", result.out)
+    values = figures(tmp_path / "e")
+    genres = {json.loads(path.read_text())["genre"] for path in corpus.glob("*.json")}
+    for sound in (values["models"]["model"]["sound"], values["yardsticks"]["held_out"]):
+        assert set(sound["class_shares"]) == genres
+        assert sum(sound["class_shares"].values()) == pytest.approx(1.0)
+        assert 0 <= sound["heard_as_asked"] <= 1
+    assert "kl" in values["models"]["model"]["sound"]
+    assert "What a classifier hears" in (tmp_path / "e" / "index.html").read_text()
+
+
 MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "no such folder": (("./nowhere", "SHARDS"), r"nowhere: no such folder"),
     "an empty folder": (("EMPTY", "SHARDS"), "is empty, expected a run or a generator"),
@@ -146,6 +164,8 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "too little music": (("nano", "SHARDS", "--pieces", "1", "--duration_s", "1"), "expected at least 2 s"),
     "a base that is none": (("RUN", "--base", "./nowhere"), "Or compare with none: --base none"),
     "a CLAP that is none": (("nano", "SHARDS", "--clap", "EMPTY"), "describes no CLAP"),
+    "a judge of one genre": (("nano", "SHARDS", "--judge", "ONE"), "expected tracks of two genres or more"),
+    "a judge of blinks": (("nano", "SHARDS", "--judge", "ONE", "--duration_s", "0.6"), "expected 1 or more"),
     "no such device": (("nano", "SHARDS", "--device", "tpu"), "--device tpu"),
 }
 
@@ -175,7 +195,15 @@ def test_a_mistake_is_told_in_one_line_and_writes_nothing(
     message: str,
 ) -> None:
     (tmp_path / "empty").mkdir()
-    places = {"SHARDS": shards, "EMPTY": tmp_path / "empty", "OTHER": other_codec, "RUN": run}
+    (tmp_path / "waltz").mkdir()
+    write_wav(tmp_path / "waltz" / "one.wav", torch.rand(1, 32_000) - 0.5, 16_000)
+    places = {
+        "SHARDS": shards,
+        "EMPTY": tmp_path / "empty",
+        "OTHER": other_codec,
+        "RUN": run,
+        "ONE": tmp_path / "waltz",
+    }
     given = [places.get(word, word) for word in words]
     out = () if "--out" in words else ("--out", tmp_path / "e")
     before = bytes_of(shards)
