@@ -416,6 +416,8 @@ class EvaluateConfig:
     where it is in the cache already."""
     judge: Path | None = None
     """Folder of labelled audio of many genres, none of it trained on: a judge learns them, and hears what is played."""
+    others: str | None = None
+    """Shards of other music than was trained on: whether it plays that as well as before, too."""
     players: int = 6
     """Prompts to listen to on the page, at most."""
     seed: int = 0

@@ -4,7 +4,7 @@ musicgen-ft evaluate run --out evaluation
 musicgen-ft evaluate run shards --out evaluation --pieces 64 --duration_s 20
 musicgen-ft evaluate generator shards --out evaluation --base facebook/musicgen-small
 musicgen-ft evaluate facebook/musicgen-small shards --out evaluation --base none --clap laion/larger_clap_music
-musicgen-ft evaluate run --out evaluation --judge music-of-many-genres
+musicgen-ft evaluate run --out evaluation --judge music-of-many-genres --others shards-of-them
 
 docs/evaluation.md tells what each figure means.
 """
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from musicgen_ft.evaluation.figures import Evaluation, ModelFigures
     from musicgen_ft.evaluation.genres import GenreClassifier
     from musicgen_ft.evaluation.listening import Listener
+    from musicgen_ft.evaluation.others import Others
     from musicgen_ft.evaluation.playing import Heard, Prompt
     from musicgen_ft.evaluation.subject import Subject
     from musicgen_ft.shards.format import Split
@@ -60,6 +61,7 @@ def main(config: EvaluateConfig) -> None:
     prompts = choose_prompts(index, split, captions, duration_s=config.duration_s, num=config.pieces, seed=config.seed)
     if split == "train":
         print("nothing is held out in these shards: prompts, losses and distances are of tracks that were trained on")
+    others = open_others(config, models["model"], training)
     clap = open_clap(config.clap)
 
     # The reference: what the codec makes of real tracks.
@@ -83,7 +85,7 @@ def main(config: EvaluateConfig) -> None:
         probe = subject.run.path if subject.run is not None and has_probe else Path(scratch)
         for name, model in models.items():
             figures[name], heard[name] = measure(
-                config, model, index, training, prompts, references, listener, probe, device=device, name=name
+                config, model, index, training, prompts, references, others, listener, probe, device=device, name=name
             )
 
     # What real music has.
@@ -92,14 +94,15 @@ def main(config: EvaluateConfig) -> None:
     known = {"shared": shared, "shared_first": first} if split == "valid" else {}  # else each is in its own track
     yardsticks = {"held_out": listener.measure_reference(references, texts, genres, **known)}
     if split == "valid":
-        others = stretches(index, "train", captions, duration_s=config.duration_s, most=config.pieces)
-        yardsticks["train"] = listener.measure_others([codec.decode(codes[None])[0].cpu() for _, _, codes in others])
+        rest = stretches(index, "train", captions, duration_s=config.duration_s, most=config.pieces)
+        yardsticks["train"] = listener.measure_others([codec.decode(codes[None])[0].cpu() for _, _, codes in rest])
 
     evaluation = Evaluation(
         models=figures,
         yardsticks=yardsticks,
         prompts=[PlayedPrompt(text=prompt.text, seed=prompt.seed, track=prompt.track) for prompt in prompts],
         split=split,
+        real_others_heard_as_asked=None if others is None else others.real_heard_as_asked(codec, listener),
         frame_rate=codec.spec.frame_rate,
         facts=facts_of(config, subject, index, clap=None if clap is None else clap.id),
     )
@@ -155,6 +158,23 @@ def open_all(config: EvaluateConfig) -> "tuple[dict[str, Subject], ShardIndex, F
     return models, index, training
 
 
+def open_others(config: EvaluateConfig, subject: "Subject", training: FinetuneConfig) -> "Others | None":
+    """Other music, where it is asked for.
+
+    Raises:
+        UserError: if its shards are not there, or another codec made them.
+    """
+    from musicgen_ft.evaluation.others import Others
+    from musicgen_ft.shards.index import ShardIndex
+    from musicgen_ft.shards.remote import local_shards
+
+    if config.others is None:
+        return None
+    index = ShardIndex.open(local_shards(config.others))
+    subject.check(index.manifest)
+    return Others.open(index, training, duration_s=config.duration_s, pieces=config.pieces, seed=config.seed)
+
+
 def measure(
     config: EvaluateConfig,
     model: "Subject",
@@ -162,6 +182,7 @@ def measure(
     training: FinetuneConfig,
     prompts: "Sequence[Prompt]",
     references: "Sequence[Heard]",
+    others: "Others | None",
     listener: "Listener",
     probe: Path,
     *,
@@ -169,7 +190,7 @@ def measure(
     name: str,
 ) -> "tuple[ModelFigures, list[Heard]]":
     """All figures of one model: its losses first, then what it plays."""
-    from musicgen_ft.evaluation.figures import ModelFigures
+    from musicgen_ft.evaluation.figures import ModelFigures, OtherFigures
     from musicgen_ft.evaluation.forgetting import forgetting_ce, let_base_play
     from musicgen_ft.evaluation.likelihood import clips_of, likelihood, training_dtype
     from musicgen_ft.evaluation.listening import longest_shared_runs
@@ -192,6 +213,7 @@ def measure(
                     dtype=dtype,
                     told=partial(advance, bar),
                 )
+    others_loss = None if others is None else others.loss(lm, text_encoder, batch_size=config.batch_size, dtype=dtype)
     if name == "base" and not (probe / FORGETTING_FILE).is_file():
         let_base_play(lm, codec, text_encoder, probe, training)
     forgotten = forgetting_ce(lm, text_encoder, probe, dtype=dtype)
@@ -208,10 +230,29 @@ def measure(
     shared, first = longest_shared_runs([piece.codes for piece in heard], index.split("train"))
     texts, genres = [prompt.text for prompt in prompts], [prompt.genre for prompt in prompts]
     sound = listener.measure(heard, references, texts, genres, shared=shared, shared_first=first)
-    return (
-        ModelFigures(place=model.place, likelihood=found, forgetting_ce=forgotten, sound=sound, throughput=throughput),
-        heard,
+    of_others = None
+    if others is not None and others_loss is not None:
+        with progress_bar(total=len(others.prompts), desc=f"{name} plays other music", unit="piece") as bar:
+            of_others = OtherFigures(
+                likelihood=others_loss,
+                num_clips=len(others.prompts),
+                heard_as_asked=others.heard_as_asked(
+                    generator,
+                    listener,
+                    duration_s=config.duration_s,
+                    batch_size=config.batch_size,
+                    told=partial(advance, bar),
+                ),
+            )
+    figures = ModelFigures(
+        place=model.place,
+        likelihood=found,
+        forgetting_ce=forgotten,
+        sound=sound,
+        others=of_others,
+        throughput=throughput,
     )
+    return figures, heard
 
 
 def advance(bar: "tqdm[Any]", done: int, of: int) -> None:

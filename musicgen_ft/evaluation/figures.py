@@ -99,6 +99,22 @@ class SoundFigures:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OtherFigures:
+    """Of one model, on other music."""
+
+    likelihood: Likelihood
+    """Loss on its clips."""
+    num_clips: int
+    """Pieces played to its captions."""
+    heard_as_asked: float | None
+    """Share of them that the judge hears as the genre asked for; None without a judge."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON value."""
+        return {**asdict(self), "likelihood": self.likelihood.to_dict()}
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelFigures:
     """Of one model."""
 
@@ -110,6 +126,8 @@ class ModelFigures:
     """Loss on what the base has played to captions of common genres."""
     sound: SoundFigures
     """Of what it plays."""
+    others: OtherFigures | None = None
+    """On other music than was trained on."""
     throughput: Throughput
     """How fast it has played."""
 
@@ -121,6 +139,7 @@ class ModelFigures:
             "likelihood": {split: found.to_dict() for split, found in self.likelihood.items()},
             **({} if self.forgetting_ce is None else {"forgetting_ce": self.forgetting_ce}),
             "sound": self.sound.to_dict(frame_rate),
+            **({} if self.others is None else {"others": self.others.to_dict()}),
             "throughput": {
                 **asdict(speed),
                 "frames_per_s": speed.frames_per_s,
@@ -153,6 +172,8 @@ class Evaluation:
     """What was played, in order."""
     split: str
     """Whose captions and clips are the reference: ``valid``, or ``train`` where nothing is held out."""
+    real_others_heard_as_asked: float | None = None
+    """The judge's verdict on the real tracks of other music."""
     frame_rate: int
     """Frames of codes per second."""
     facts: Mapping[str, Any]
@@ -165,6 +186,7 @@ class Evaluation:
             "yardsticks": {name: figures.to_dict(self.frame_rate) for name, figures in self.yardsticks.items()},
             "prompts": [asdict(prompt) for prompt in self.prompts],
             "split": self.split,
+            "real_others_heard_as_asked": self.real_others_heard_as_asked,
             "frame_rate": self.frame_rate,
             **self.facts,
         }
@@ -184,6 +206,10 @@ class Evaluation:
                     yield f"{name}/{split}/ce_q{k}", ce
             if figures.forgetting_ce is not None:
                 yield f"{name}/forgetting_ce", figures.forgetting_ce
+            if figures.others is not None:
+                yield f"{name}/others/ce", figures.others.likelihood.ce
+                if figures.others.heard_as_asked is not None:
+                    yield f"{name}/others/heard_as_asked", figures.others.heard_as_asked
             yield f"{name}/frames_per_s", figures.throughput.frames_per_s
             yield f"{name}/realtime_factor", figures.throughput.realtime_factor
             yield from self._sound_metrics(name, figures.sound)

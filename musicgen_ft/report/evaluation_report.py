@@ -136,8 +136,27 @@ def key_figures(evaluation: Evaluation) -> list[Tile]:
                 note="nats, on other genres",
             )
         )
+    shown += _other_tiles(evaluation)
     found_n = sum(collapse.is_found for collapse in model.sound.collapses)
     shown.append(Tile(value=f"{found_n} of {model.sound.num_clips}", label="Silent or looping", note="pieces"))
+    return shown
+
+
+def _other_tiles(evaluation: Evaluation) -> list[Tile]:
+    """What has become of other music, beside the base."""
+    model = evaluation.models["model"].others
+    base = evaluation.models["base"].others if "base" in evaluation.models else None
+    if model is None:
+        return []
+    note = "nats per code" if base is None else f"base {base.likelihood.ce:.3f}"
+    shown = [Tile(value=f"{model.likelihood.ce:.3f}", label="Loss, other music", note=note)]
+    if model.heard_as_asked is not None:
+        told = [] if base is None or base.heard_as_asked is None else [f"base {base.heard_as_asked:.0%}"]
+        if evaluation.real_others_heard_as_asked is not None:
+            told.append(f"real tracks {evaluation.real_others_heard_as_asked:.0%}")
+        shown.append(
+            Tile(value=f"{model.heard_as_asked:.0%}", label="Other music, heard as asked", note=", ".join(told))
+        )
     return shown
 
 

@@ -137,13 +137,14 @@ def test_wandb_gets_the_figures_and_the_sounds(run: Path, tmp_path: Path, comman
     assert list(offline.rglob("*.table.json"))
 
 
-def test_a_judge_of_a_labelled_folder_tells_what_genres_it_hears(
-    shards: Path, corpus: Path, tmp_path: Path, command: Command
+def test_a_judge_of_a_labelled_folder_tells_what_genres_it_hears_and_others_what_is_forgotten(
+    run: Path, shards: Path, corpus: Path, tmp_path: Path, command: Command
 ) -> None:
-    words = ("--pieces", 3, "--duration_s", 1.2, "--base", "none", "--judge", corpus)
-    result = command("evaluate", "nano", shards, "--out", tmp_path / "e", *words)
+    words = ("--pieces", 3, "--duration_s", 1.2, "--judge", corpus, "--others", shards)
+    result = command("evaluate", run, "--out", tmp_path / "e", *words)
     assert result.status == 0, result.err
-    assert re.search(r"Heard as the genre asked for: \d+%", result.out)
+    assert re.search(r"Heard as the genre asked for: \d+% \(base \d+%\)", result.out)
+    assert re.search(r"Other music, heard as asked: \d+% \(base \d+%, real tracks \d+%\)", result.out)
     values = figures(tmp_path / "e")
     genres = {json.loads(path.read_text())["genre"] for path in corpus.glob("*.json")}
     for sound in (values["models"]["model"]["sound"], values["yardsticks"]["held_out"]):
@@ -151,6 +152,10 @@ def test_a_judge_of_a_labelled_folder_tells_what_genres_it_hears(
         assert sum(sound["class_shares"].values()) == pytest.approx(1.0)
         assert 0 <= sound["heard_as_asked"] <= 1
     assert "kl" in values["models"]["model"]["sound"]
+    for model in values["models"].values():  # the others are the shards themselves here
+        assert model["others"]["likelihood"] == model["likelihood"]["valid"]
+        assert model["others"]["heard_as_asked"] == model["sound"]["heard_as_asked"]
+    assert values["real_others_heard_as_asked"] == values["yardsticks"]["held_out"]["heard_as_asked"]
     assert "What a classifier hears" in (tmp_path / "e" / "index.html").read_text()
 
 
@@ -164,6 +169,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "too little music": (("nano", "SHARDS", "--pieces", "1", "--duration_s", "1"), "expected at least 2 s"),
     "a base that is none": (("RUN", "--base", "./nowhere"), "Or compare with none: --base none"),
     "a CLAP that is none": (("nano", "SHARDS", "--clap", "EMPTY"), "describes no CLAP"),
+    "others that are none": (("nano", "SHARDS", "--others", "EMPTY"), "is not a shards folder"),
     "a judge of one genre": (("nano", "SHARDS", "--judge", "ONE"), "expected tracks of two genres or more"),
     "a judge of blinks": (("nano", "SHARDS", "--judge", "ONE", "--duration_s", "0.6"), "expected 1 or more"),
     "no such device": (("nano", "SHARDS", "--device", "tpu"), "--device tpu"),
