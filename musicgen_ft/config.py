@@ -555,7 +555,7 @@ class ServeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """The whole job in one go: synthesize, prepare, finetune, export, re-open, sample."""
+    """The whole job in one go: synthesize, prepare, finetune, export, evaluate, sample."""
 
     POSITIONAL: ClassVar[tuple[str, ...]] = ()
 
@@ -573,13 +573,15 @@ class DemoConfig:
     """Optimizer steps; none means the config's."""
     prompt: tuple[str, ...] = ()
     """What to play in the end; none means captions of the corpus."""
+    pieces: int = 8
+    """Pieces that base and tuned play to be compared."""
     duration_s: float = 10.0
-    """Seconds of each sample."""
+    """Seconds of each piece and sample."""
     seed: int = 0
     """Of everything."""
 
     def __post_init__(self) -> None:
-        _positive(self, "tracks", "duration_s")
+        _positive(self, "tracks", "pieces", "duration_s")
 
 
 HELD_OUT_GENRES = ("reggae", "chiptune")

@@ -223,7 +223,7 @@ POSITIVE = {
     "evaluate": ["pieces", "duration_s", "batch_size", "segment_s", "valid_max_clips"],
     "sample": ["duration_s", "batch_size", "stride_s"],
     "serve": ["max_duration_s", "max_models"],
-    "demo": ["tracks", "duration_s"],
+    "demo": ["tracks", "pieces", "duration_s"],
 }
 NOT_NEGATIVE = {
     "prepare": ["min_duration_s", "max_dc_offset", "min_bandwidth_khz", "codec_check_s"],

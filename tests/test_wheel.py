@@ -151,7 +151,7 @@ def test_the_installed_wheel_runs_the_demo(
     assert done.returncode == 0, done.stderr
     assert "Done in" in done.stdout
     made = {path.name for path in (tmp_path / "demo").iterdir()}
-    assert made == {"corpus", "shards", "run", "generator", "wavs"}
+    assert made == {"corpus", "shards", "run", "generator", "evaluation", "wavs"}
     assert len(list((tmp_path / "demo" / "corpus").glob("*.wav"))) == 12
     assert list((tmp_path / "demo" / "wavs" / "native").glob("*.wav"))
     assert list((tmp_path / "demo" / "wavs" / "transformers").glob("*.wav"))

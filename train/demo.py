@@ -1,4 +1,4 @@
-"""The whole job in minutes, offline: synthesize, prepare, finetune, export, re-open in transformers, sample.
+"""The whole job in minutes, offline: synthesize, prepare, finetune, export, evaluate, sample.
 
 musicgen-ft demo --out demo
 musicgen-ft demo --out demo --corpus my-music
@@ -27,7 +27,8 @@ def main(config: DemoConfig) -> None:
         scan_corpus(config.corpus)  # its mistakes show before anything is made
     config.out.mkdir(parents=True, exist_ok=True)
     corpus = config.corpus or config.out / "corpus"
-    shards, run, generator, wavs = (config.out / name for name in ("shards", "run", "generator", "wavs"))
+    names = ("shards", "run", "generator", "evaluation", "wavs")
+    shards, run, generator, evaluation, wavs = (config.out / name for name in names)
     seed = ["--seed", str(config.seed)]
 
     if config.corpus is None:
@@ -40,8 +41,11 @@ def main(config: DemoConfig) -> None:
     run_command("finetune", str(shards), "--out", str(run), "--config", config.finetune_config, *steps, *seed)
     step(4, "export: one folder that audiocraft and transformers open")
     run_command("export", str(run), "--out", str(generator))
+    step(5, "evaluate: what it has learned, beside its base, on one page")
+    pieces = ["--pieces", str(config.pieces), "--duration_s", str(config.duration_s), *seed]
+    run_command("evaluate", str(run), "--out", str(evaluation), *pieces)
     prompts = config.prompt or captions(shards)
-    step(5, "sample captions of the corpus by our own decoding, and the first by transformers")
+    step(6, "sample captions of the corpus by our own decoding, and the first by transformers")
     options = [*seed, "--duration_s", str(config.duration_s)]
     told = [word for prompt in prompts for word in ("--prompt", prompt)]
     run_command("sample", str(generator), *told, "--out", str(wavs / "native"), *options)
@@ -53,7 +57,7 @@ def main(config: DemoConfig) -> None:
 
 def step(number: int, what: str) -> None:
     """Announces a step."""
-    print(f"\n[{number}/5] {what}", flush=True)
+    print(f"\n[{number}/6] {what}", flush=True)
 
 
 def captions(shards: Path, most: int = 3) -> list[str]:
@@ -77,6 +81,7 @@ def tell(config: DemoConfig, run: Path, seconds: float) -> None:
         ("shards/", "its EnCodec codes, in WebDataset shards"),
         ("run/", "config, metrics.csv, TensorBoard logs, checkpoints"),
         ("generator/", "the fine-tuned MusicGen, for audiocraft and transformers"),
+        ("evaluation/", "index.html: base and tuned side by side, to hear, to see and in figures"),
         ("wavs/", "what it plays, each with a JSON that says how it was made"),
     ]
     for name, what in rows[config.corpus is not None :]:

@@ -560,5 +560,5 @@ def test_the_demo_takes_a_corpus_of_the_users_own(corpus: Path, tmp_path: Path, 
     result = process("demo", "--out", tmp_path / "demo", *words)
 
     assert result.status == 0, result.err
-    assert {path.name for path in (tmp_path / "demo").iterdir()} == {"shards", "run", "generator", "wavs"}
+    assert {path.name for path in (tmp_path / "demo").iterdir()} == {"shards", "run", "generator", "evaluation", "wavs"}
     assert bytes_of(corpus) == before

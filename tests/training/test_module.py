@@ -59,7 +59,7 @@ def test_accumulated_micro_batches_make_the_step_of_one_large_batch(
             # The same gradients summed in another order, through 3 steps of Adam; measured 1.2e-7.
             torch.testing.assert_close(value, weights(one.module)[name], rtol=0, atol=1e-5)
         found, expected = ([float(row[name] or 0) for row in run.rows() for name in names] for run in (other, one))
-        assert found == pytest.approx(expected, abs=1e-5)
+        assert found == pytest.approx(expected, abs=2.5e-5)  # written with five decimals: one is 1e-5
 
 
 def test_padding_that_is_cut_off_changes_nothing(
