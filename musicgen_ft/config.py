@@ -604,7 +604,7 @@ class PretrainNanoConfig:
     """Seconds of each track."""
     codec_tracks: int = 250
     """Tracks that the codec learns from."""
-    codec_steps: int = 2600
+    codec_steps: int = 6000
     """Optimizer steps of the codec."""
     text_steps: int = 1500
     """Optimizer steps of the text encoder."""

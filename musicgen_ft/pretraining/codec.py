@@ -13,20 +13,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from musicgen_ft.audio import read
 from musicgen_ft.pretraining.quantizer import QuantizerTraining
 from musicgen_ft.pretraining.spectral import MelLoss
+
+_QUIET = 1e-3
+"""Mean magnitude below which a clip counts as silence."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CodecTraining:
     """How the codec is trained."""
 
-    max_steps: int = 3000
+    max_steps: int = 6000
     """Optimizer steps."""
-    batch_size: int = 12
+    batch_size: int = 8
     """Clips of a step."""
     clip_s: float = 1.0
     """Seconds of a clip."""
@@ -34,10 +36,13 @@ class CodecTraining:
     """Highest learning rate; after a warmup it falls to 1 % as a cosine."""
     warmup_steps: int = 100
     """Steps of linear warmup."""
-    continuous_steps: int = 300
+    continuous_steps: int = 600
     """First steps without quantization: latents that tell nothing yet would share a few entries, and stay there."""
     waveform_weight: float = 3.0
-    """Of the L1 distance between waveforms, beside 1 for the spectral distance."""
+    """Of the L1 distance between waveforms, as a share of the clip's own L1 norm."""
+    spectral_weight: float = 0.3
+    """Of the spectral distance. At 1 it comes first, and phases, so pitches, are learned later: after 200 steps SI-SDR
+    was 1 to 6 dB lower in each of six genres."""
     commitment_weight: float = 0.25
     """Of the distance between latents and their codebook entries."""
     gain_db: tuple[float, float] = (-12.0, 3.0)
@@ -96,8 +101,8 @@ def train_codec(
             quantized, commitment, codes = quantize(latents)
         decoded = model.decoder(quantized)[:, 0, :length]
         spectral = distance(decoded, waveform)
-        samples = F.l1_loss(decoded, waveform)
-        loss = spectral + how.waveform_weight * samples + how.commitment_weight * commitment
+        samples = relative_l1(decoded, waveform)
+        loss = how.spectral_weight * spectral + how.waveform_weight * samples + how.commitment_weight * commitment
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -108,6 +113,15 @@ def train_codec(
         report(step, values | {f"entries_q{k + 1}": float(len(row.unique())) for k, row in enumerate(codes)})
     model.eval().requires_grad_(False)
     round_to_half(model)
+
+
+def relative_l1(waveform: Tensor, reference: Tensor) -> Tensor:
+    """L1 distance of float32 [B, L], as a share of each reference's L1 norm, mean over clips: 1 for silence.
+
+    So that quiet clips count like loud ones.
+    """
+    norm = reference.abs().mean(1) + _QUIET
+    return ((waveform - reference).abs().mean(1) / norm).mean()
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import torch
 
 from musicgen_ft.audio import write_wav
 from musicgen_ft.checkpoint.nano import NanoSizes, untrained_encodec
-from musicgen_ft.pretraining.codec import Clips, CodecTraining, train_codec
+from musicgen_ft.pretraining.codec import Clips, CodecTraining, relative_l1, train_codec
 
 SIZES = NanoSizes(num_filters=4, latent_dim=16)
 RATE = 16_000
@@ -51,6 +51,17 @@ def test_the_same_seed_gives_the_same_codec_whose_numbers_fit_in_half_precision(
         assert torch.equal(value, value.half().to(value.dtype)), name
     assert not first.training
     assert not any(parameter.requires_grad for parameter in first.parameters())
+
+
+def test_the_distance_of_waveforms_is_a_share_of_the_references() -> None:
+    time_s = torch.arange(RATE) / RATE
+    loud, quiet = (gain * torch.sin(2 * torch.pi * 220 * time_s)[None] for gain in (0.9, 0.01))
+    for clip in (loud, quiet):
+        assert relative_l1(clip, clip) == 0
+        assert float(relative_l1(torch.zeros_like(clip), clip)) == pytest.approx(1.0, abs=0.2)
+        assert relative_l1(0.9 * clip, clip) < 0.2
+    both, other = torch.cat([loud, quiet]), torch.cat([loud, 0 * quiet])
+    assert float(relative_l1(other, both)) == pytest.approx(float(relative_l1(0 * quiet, quiet)) / 2)
 
 
 def test_clips_are_stretches_of_the_tracks_and_short_tracks_are_padded(clips: Clips) -> None:
