@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from musicgen_ft.evaluation.playing import Heard, Prompt
     from musicgen_ft.evaluation.subject import Subject
     from musicgen_ft.shards.format import Split
-    from musicgen_ft.shards.index import ShardIndex
+    from musicgen_ft.shards.index import ShardIndex, SplitIndex
 
 REFERENCE_CLIPS = 128
 """Clips that distances are taken to, at most: 21 minutes of 10 s."""
@@ -62,6 +62,7 @@ def main(config: EvaluateConfig) -> None:
     if split == "train":
         print("nothing is held out in these shards: prompts, losses and distances are of tracks that were trained on")
     others = open_others(config, models["model"], training)
+    learned = tracks_learned(models["model"], index)
     clap = open_clap(config.clap)
 
     # The reference: what the codec makes of real tracks.
@@ -85,12 +86,23 @@ def main(config: EvaluateConfig) -> None:
         probe = subject.run.path if subject.run is not None and has_probe else Path(scratch)
         for name, model in models.items():
             figures[name], heard[name] = measure(
-                config, model, index, training, prompts, references, others, listener, probe, device=device, name=name
+                config,
+                model,
+                index,
+                training,
+                prompts,
+                references,
+                others,
+                learned,
+                listener,
+                probe,
+                device=device,
+                name=name,
             )
 
     # What real music has.
     texts, genres = [prompt.text for prompt in prompts], [prompt.genre for prompt in prompts]
-    shared, first = longest_shared_runs([clip.codes for clip in references], index.split("train"))
+    shared, first = longest_shared_runs([clip.codes for clip in references], learned)
     known = {"shared": shared, "shared_first": first} if split == "valid" else {}  # else each is in its own track
     yardsticks = {"held_out": listener.measure_reference(references, texts, genres, **known)}
     if split == "valid":
@@ -158,6 +170,21 @@ def open_all(config: EvaluateConfig) -> "tuple[dict[str, Subject], ShardIndex, F
     return models, index, training
 
 
+def tracks_learned(subject: "Subject", index: "ShardIndex") -> "SplitIndex":
+    """Where copies are looked for: what a run was trained on, else the training tracks of the given shards."""
+    from musicgen_ft.errors import UserError
+    from musicgen_ft.shards.index import ShardIndex
+    from musicgen_ft.shards.remote import local_shards
+
+    if subject.run is not None:
+        place = subject.run.info().shards
+        try:
+            return ShardIndex.open(local_shards(place)).split("train")
+        except UserError as error:
+            print(f"copies are looked for in the given shards, for the run's own cannot be read: {error}")
+    return index.split("train")
+
+
 def open_others(config: EvaluateConfig, subject: "Subject", training: FinetuneConfig) -> "Others | None":
     """Other music, where it is asked for.
 
@@ -183,6 +210,7 @@ def measure(
     prompts: "Sequence[Prompt]",
     references: "Sequence[Heard]",
     others: "Others | None",
+    learned: "SplitIndex",
     listener: "Listener",
     probe: Path,
     *,
@@ -227,7 +255,7 @@ def measure(
             batch_size=config.batch_size,
             told=partial(advance, bar),
         )
-    shared, first = longest_shared_runs([piece.codes for piece in heard], index.split("train"))
+    shared, first = longest_shared_runs([piece.codes for piece in heard], learned)
     texts, genres = [prompt.text for prompt in prompts], [prompt.genre for prompt in prompts]
     sound = listener.measure(heard, references, texts, genres, shared=shared, shared_first=first)
     of_others = None

@@ -3,6 +3,7 @@
 N clips.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +20,9 @@ from musicgen_ft.evaluation.frechet import Moments, frechet_distance
 from musicgen_ft.evaluation.memorisation import SharedRun, SharedRuns
 from musicgen_ft.evaluation.playing import Heard, at_rate
 from musicgen_ft.shards.index import SplitIndex
+
+CLASSIFIED_S = 1.0
+"""Seconds that a classifier is given at least."""
 
 
 class Listener:
@@ -78,8 +82,13 @@ class Listener:
         """Of each clip and class, float64 [N, classes]; None without a classifier."""
         if self.classifier is None:
             return None
-        rows = [self.classifier.probabilities(waveform.numpy(), self._sample_rate) for waveform in waveforms]
+        rows = [self.classifier.probabilities(self._lasting(clip).numpy(), self._sample_rate) for clip in waveforms]
         return torch.from_numpy(np.stack(rows)).double()
+
+    def _lasting(self, waveform: Tensor) -> Tensor:
+        """A clip of ``CLASSIFIED_S`` or more: the rest of a track may be shorter, and is then heard again and again."""
+        times = math.ceil(CLASSIFIED_S * self._sample_rate / waveform.shape[-1])
+        return waveform.repeat(1, times)
 
     def class_shares(self, probabilities: Tensor | None) -> dict[str, float]:
         """Mean probability of each class."""

@@ -63,6 +63,8 @@ def test_a_judge_tells_genres_apart_and_how_many_were_heard_as_asked(corpus: Pat
     assert listener.heard_as_asked(heard, ["noise", "chords", "chords"]) == pytest.approx(2 / 3)
     assert listener.heard_as_asked(heard, ["noise", None, "polka"]) == 1.0  # what the judge has no class for counts not
     assert listener.heard_as_asked(heard, [None, None, "polka"]) is None
+    short = listener.probabilities([sound("noise", 0.3, 60)])  # the rest of a track
+    assert listener.heard_as_asked(short, ["noise"]) == 1.0
     assert Listener((), sample_rate=RATE).heard_as_asked(heard, ["noise"] * 3) is None
 
 

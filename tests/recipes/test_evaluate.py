@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from musicgen_ft.audio import read, write_wav
+from musicgen_ft.shards.index import ShardIndex
 from musicgen_ft.training.run import RunFolder
 
 Command = Callable[..., Any]
@@ -157,6 +158,22 @@ def test_a_judge_of_a_labelled_folder_tells_what_genres_it_hears_and_others_what
         assert model["others"]["heard_as_asked"] == model["sound"]["heard_as_asked"]
     assert values["real_others_heard_as_asked"] == values["yardsticks"]["held_out"]["heard_as_asked"]
     assert "What a classifier hears" in (tmp_path / "e" / "index.html").read_text()
+
+
+def test_copies_are_looked_for_in_what_the_run_was_trained_on(
+    run: Path, shards: Path, tmp_path: Path, command: Command
+) -> None:
+    made = [
+        command("synthesize", "--out", tmp_path / "c", "--tracks", 3, "--duration_s", 2, "--genres", "waltz"),
+        command("prepare", tmp_path / "c", "--out", tmp_path / "other"),
+        command("evaluate", run, tmp_path / "other", "--out", tmp_path / "e", *SHORT, "--base", "none"),
+    ]
+    assert [step.status for step in made] == [0] * 3, [step.err for step in made]
+    trained, others = (set(ShardIndex.open(folder).split("train").keys) for folder in (shards, tmp_path / "other"))
+    copies = figures(tmp_path / "e")["models"]["model"]["sound"]["memorisation"]["first_codebook"]
+    found = {copy["track"] for copy in copies if copy["num_frames"]}
+    assert found
+    assert found <= trained - others
 
 
 MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
