@@ -375,11 +375,14 @@ def class_section(evaluation: Evaluation) -> Section:
     classes = sorted(shares["model"], key=lambda name: -max(real[name], shares["model"][name]))
     labels = [label_of(evaluation, name) for name in shares]
     rows = [[name, *(f"{share[name]:.0%}" for share in shares.values())] for name in classes[:MAX_CLASSES]]
-    asked = [sounds[name].heard_as_asked for name in shares]
-    if any(share is not None for share in asked):
-        told = ["–" if share is None else f"{share:.0%}" for share in asked]
-        rows.append(["heard as the genre asked for", *told])
     cards = [card("Share of each class", table("Share of each class", ["", *labels], rows), note="mean probability")]
+    asked = {name: sounds[name].heard_as_asked for name in shares}
+    if found := {name: share for name, share in asked.items() if share is not None}:
+        of_prompt = [[label_of(evaluation, name), f"{share:.0%}"] for name, share in found.items()]
+        note = "share of the clips whose most probable class is the genre of the track with their caption"
+        cards.append(
+            card("Heard as the genre asked for", table("Heard as the genre asked for", ["", ""], of_prompt), note=note)
+        )
     kls = {name: sound.kl for name, sound in sounds.items() if sound.kl is not None}
     if kls:
         rows = [
