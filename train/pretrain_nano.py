@@ -53,6 +53,13 @@ def main(config: PretrainNanoConfig) -> None:
     print(f"nano: {nano}, {num_bytes / 2**20:.1f} MiB")
 
 
+def some_of(files: list[Path], count: int, *, seed: int) -> list[Path]:
+    """By chance: every n-th would be of a few genres alone, since they take turns."""
+    import random
+
+    return random.Random(seed).sample(files, min(count, len(files)))
+
+
 def pretrained_codec(config: PretrainNanoConfig, corpus: Path) -> "Codec":
     """An EnCodec trained on some of the corpus, or the one that was."""
     import torch
@@ -65,8 +72,7 @@ def pretrained_codec(config: PretrainNanoConfig, corpus: Path) -> "Codec":
 
     place = config.out / "codec"
     if not place.is_dir():
-        files = sorted(corpus.glob("*.wav"))
-        files = files[:: max(1, len(files) // config.codec_tracks)]
+        files = some_of(sorted(corpus.glob("*.wav")), config.codec_tracks, seed=config.seed)
         torch.manual_seed(config.seed)
         model = untrained_encodec(TO_TRAIN)
         with progress_bar(total=len(files), desc="read", unit="track") as bar:
