@@ -40,6 +40,18 @@ def test_the_base_takes_another_t5_and_begins_its_projection_anew(nano_folder: P
     assert torch.equal(states[1]["text_proj.weight"], other.lm_state()["text_proj.weight"])
 
 
+def test_a_tokenizer_of_more_words_than_its_t5_is_refused(
+    shards: Path, nano_folder: Path, tmp_path: Path, command: Command
+) -> None:
+    tokenizer = open_base(str(nano_folder)).text_encoder().tokenizer
+    small = T5EncoderModel(T5Config(vocab_size=600, d_model=40, d_kv=8, d_ff=72, num_layers=1, num_heads=2))
+    transformers_format.write_text_encoder(tmp_path / "small", TextEncoder(small, tokenizer, id="small"))
+    result = command("finetune", shards, "--out", tmp_path / "run", "--text_encoder", tmp_path / "small", *TRAINING)
+    assert result.status == 2
+    assert f"the tokenizer knows {len(tokenizer)} tokens, expected at most the 600 of its T5" in result.err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_with_another_t5_is_exported_with_it_and_plays_in_every_engine(
     shards: Path, flan: Path, tmp_path: Path, command: Command
 ) -> None:
