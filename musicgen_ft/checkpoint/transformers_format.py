@@ -133,9 +133,7 @@ def read_text_encoder(folder: Path, config: T5Config, *, prefix: str, id: str) -
     state = {name: value for name, value in state.items() if name.startswith(("shared.", "encoder."))}
     load_strictly(model, state, where=f"{folder}: T5")
     tokenizer = read_tokenizer(folder)
-    if (
-        len(tokenizer) > config.vocab_size
-    ):  # else it would stop at the first caption with a rare word, or be told another
+    if len(tokenizer) > config.vocab_size:  # else a run would end at the first caption with a word beyond
         raise UserError(
             f"{folder}: the tokenizer knows {len(tokenizer)} tokens, expected at most the {config.vocab_size} of its "
             "T5. The two belong to different models: fetch or save them together."
