@@ -87,7 +87,7 @@ def run_recipe(config_class: type[Config], recipe: Callable[[Config], None]) -> 
         # Lightning turns Ctrl-C into exit(1).
         if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
             raise
-        print(f"\nmusicgen-ft {command}: stopped by the user", file=sys.stderr)
+        print(f"\n{_called(command)}: stopped by the user", file=sys.stderr)
         sys.exit(130)
 
 
@@ -113,8 +113,8 @@ def parse(config_class: type[Config], command: str, arguments: Sequence[str]) ->
     positional = getattr(config_class, "POSITIONAL", ())
     names = [field.name for field in fields(config_class)]  # type: ignore[arg-type]
     parser = ArgumentParser(
-        prog=f"musicgen-ft {command}",
-        usage=" ".join([f"musicgen-ft {command}", *(name.upper() for name in positional), "[options]"]),
+        prog=_called(command),
+        usage=" ".join([_called(command), *(name.upper() for name in positional), "[options]"]),
         description=(config_class.__doc__ or "").strip(),
         exit_on_error=False,
         allow_abbrev=False,  # else --max_step would pass for --max_steps
@@ -196,7 +196,7 @@ def _normalise(
         elif rest:
             found.append(f"--{rest.pop(0)}={word}")
         else:
-            raise UserError(f"unexpected argument {word!r}. See musicgen-ft {command} --help.")
+            raise UserError(f"unexpected argument {word!r}. See {_called(command)} --help.")
     return found + [f"--{name}={json.dumps(values)}" for name, values in gathered.items()]
 
 
@@ -216,8 +216,13 @@ def _did_you_mean(word: str, names: Any) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
+def _called(command: str) -> str:
+    """How the user calls a recipe: some are no console commands, and run by their file alone."""
+    return f"musicgen-ft {command}" if command in COMMANDS else command
+
+
 def _fail(command: str, message: str) -> None:
-    print(f"musicgen-ft {command}: {message}", file=sys.stderr)
+    print(f"{_called(command)}: {message}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -611,7 +611,7 @@ class PretrainNanoConfig:
     finetune_config: str = "pretrain_nano"
     """Config of finetune for the language model: a name in configs/finetune, or a file."""
     max_steps: int | None = None
-    """Optimizer steps of the language model; none means the config's."""
+    """Optimizer steps of the language model; none means the config's. A run that has begun keeps its own."""
     seed: int = 1
     """Of everything; reports use seeds far from it."""
 

@@ -25,10 +25,13 @@ ARMS = {  # name -> (corpus, words for finetune)
 def main(config: NanoFinetuningConfig) -> None:
     """Makes the corpora, fine-tunes each arm, evaluates it on unseen tracks of the genre and of the others."""
     from musicgen_ft.files import atomic_folder, refuse_used, write_json
+    from musicgen_ft.synthesis.genres import find_genre, genres_but
 
+    find_genre(config.genre)
+    known = [genre for genre in genres_but(config.held_out) if genre != config.genre]
     refuse_used(config.out)
     config.out.mkdir(parents=True, exist_ok=True)
-    make_corpora(config)
+    make_corpora(config, known)
     rows = {}
     for name, (corpus, words) in ARMS.items():
         run, page = (config.out / "-".join((kind, *name.split())) for kind in ("run", "evaluation"))
@@ -41,13 +44,12 @@ def main(config: NanoFinetuningConfig) -> None:
     print("\n".join(table(report)))
 
 
-def make_corpora(config: NanoFinetuningConfig) -> None:
+def make_corpora(config: NanoFinetuningConfig, known: list[str]) -> None:
     """New: the genre. Mixed: that and some of the others. Shuffled: the same under wrong labels. All of own seeds."""
     from musicgen_ft.evaluation.control import shuffle_labels
     from musicgen_ft.files import atomic_folder
     from musicgen_ft.synthesis.genres import GENRES
 
-    known = [genre for genre in GENRES if genre not in config.held_out]
     new, mixed, unseen, others, judge = (
         config.out / "corpora" / name for name in ("new", "mixed", "unseen", "others", "judge")
     )

@@ -7,6 +7,7 @@ Two hours of 2 CPU cores. Told to stop, run it again: parts that are done stay, 
 last checkpoint.
 """
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +25,14 @@ def main(config: PretrainNanoConfig) -> None:
     from musicgen_ft.checkpoint.nano import TO_TRAIN
     from musicgen_ft.files import atomic_folder
     from musicgen_ft.pretraining.nano import store_in_half, write_untrained_lm
-    from musicgen_ft.synthesis.genres import GENRES
+    from musicgen_ft.synthesis.genres import genres_but
 
+    known = genres_but(config.held_out)
     corpus, untrained, shards, run, nano = (config.out / n for n in ("corpus", "untrained", "shards", "run", "nano"))
     config.out.mkdir(parents=True, exist_ok=True)
 
     if not corpus.is_dir():
-        genres = [word for genre in GENRES if genre not in config.held_out for word in ("--genres", genre)]
+        genres = [word for genre in known for word in ("--genres", genre)]
         size = ["--tracks", str(config.tracks), "--duration_s", str(config.duration_s), "--seed", str(config.seed)]
         run_command("synthesize", "--out", str(corpus), *size, *genres)
     if not untrained.is_dir():
@@ -46,6 +48,7 @@ def main(config: PretrainNanoConfig) -> None:
         run_command("finetune", str(shards), "--out", str(run), "--config", config.finetune_config, *steps)
     if not nano.is_dir():
         exported = config.out / "exported"
+        shutil.rmtree(exported, ignore_errors=True)  # of a call that was stopped before the end
         run_command("export", str(run), "--out", str(exported), "--format", "transformers")
         store_in_half(exported)
         exported.rename(nano)

@@ -36,8 +36,8 @@ class CodecTraining:
     """Highest learning rate; after a warmup it falls to 1 % as a cosine."""
     warmup_steps: int = 100
     """Steps of linear warmup."""
-    continuous_steps: int = 600
-    """First steps without quantization: latents that tell nothing yet would share a few entries, and stay there."""
+    continuous_share: float = 0.1
+    """Of the steps, the first: without quantization. Latents that tell nothing yet would share a few entries."""
     waveform_weight: float = 3.0
     """Of the L1 distance between waveforms, as a share of the clip's own L1 norm."""
     spectral_weight: float = 0.3
@@ -96,7 +96,7 @@ def train_codec(
         latents = model.encoder(waveform[:, None])
         quantized, commitment = latents, latents.new_zeros(())
         codes: list[Tensor] = []
-        if step > how.continuous_steps:
+        if step > how.continuous_share * how.max_steps:
             quantized, commitment, codes = quantize(latents)
         decoded = model.decoder(quantized)[:, 0, :length]
         spectral = distance(decoded, waveform)

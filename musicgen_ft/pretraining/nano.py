@@ -1,6 +1,5 @@
 """The parts of nano, put together."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -9,7 +8,8 @@ from safetensors.torch import load_file, save_file
 from musicgen_ft.checkpoint import transformers_format
 from musicgen_ft.checkpoint.nano import NanoSizes, lm_config
 from musicgen_ft.codec import Codec
-from musicgen_ft.corpus.labels import Labels, labels_from_fields
+from musicgen_ft.corpus.labels import Labels
+from musicgen_ft.corpus.scan import scan_corpus
 from musicgen_ft.files import atomic_path
 from musicgen_ft.model.conditioning import TextEncoder
 from musicgen_ft.model.lm import LanguageModel
@@ -42,5 +42,5 @@ def store_in_half(folder: Path) -> None:
 
 
 def read_labels(corpus: Path) -> list[Labels]:
-    """The labels of a synthesized corpus, in the order of its files."""
-    return [labels_from_fields(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(corpus.glob("*.json"))]
+    """The labels of a corpus, in the order of its files."""
+    return [record.labels for record in scan_corpus(corpus, read_tags=False)]

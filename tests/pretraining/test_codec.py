@@ -10,7 +10,7 @@ from musicgen_ft.pretraining.codec import Clips, CodecTraining, relative_l1, tra
 
 SIZES = NanoSizes(num_filters=4, latent_dim=16)
 RATE = 16_000
-HOW = CodecTraining(max_steps=30, batch_size=4, clip_s=0.3, continuous_steps=10, warmup_steps=5)
+HOW = CodecTraining(max_steps=30, batch_size=4, clip_s=0.3, continuous_share=1 / 3, warmup_steps=5)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_training_brings_the_sound_nearer_and_then_quantizes(clips: Clips) -> No
 
 
 def test_the_same_seed_gives_the_same_codec_whose_numbers_fit_in_half_precision(clips: Clips) -> None:
-    how = CodecTraining(max_steps=4, batch_size=2, clip_s=0.3, continuous_steps=2)
+    how = CodecTraining(max_steps=4, batch_size=2, clip_s=0.3, continuous_share=0.5)
     (first, _), (second, _) = (trained(clips, how) for _ in range(2))
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name]), name

@@ -1,5 +1,7 @@
 """The genres: one entry each, all that tells them apart."""
 
+from collections.abc import Collection
+
 from musicgen_ft.errors import UserError
 from musicgen_ft.synthesis.genres.acoustic import AMBIENT, FOLK, LULLABY, WALTZ
 from musicgen_ft.synthesis.genres.bands import HIP_HOP, REGGAE, ROCK, SWING_JAZZ
@@ -10,6 +12,20 @@ _TABLE = (TECHNO, HOUSE, DRUM_AND_BASS, HIP_HOP, REGGAE, ROCK, SWING_JAZZ, FOLK,
 
 GENRES: dict[str, Genre] = {genre.name: genre for genre in _TABLE}
 """Every genre by its name, in the order in which a corpus goes round them."""
+
+
+def genres_but(held_out: Collection[str]) -> tuple[str, ...]:
+    """The names of all genres but some.
+
+    Raises:
+        UserError: if one of those is not known, or none is left.
+    """
+    for name in held_out:
+        find_genre(name)
+    left = tuple(name for name in GENRES if name not in held_out)
+    if not left:
+        raise UserError("held_out names every genre: nothing is left. Leave some out.")
+    return left
 
 
 def find_genre(name: str) -> Genre:
