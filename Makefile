@@ -24,15 +24,18 @@ types: .venv/.dev
 	$(BIN)/mypy
 	$(BIN)/pyright
 
-# How good nano is: prints it, writes it into nano's model card, and makes a page to look at and listen to.
+# How good nano is, and whether it learns: prints it, writes it into nano's model card, and makes a page to look at and
+# listen to. BASE=FOLDER measures another base that pretrain_nano has made.
 nano-report: .venv/.package
-	rm -rf nano-report
-	$(BIN)/python train/nano_report.py --out nano-report --card true $(if $(BASE),--base "$(BASE)")
+	rm -rf nano-report nano-finetuning
+	$(BIN)/python train/nano_finetuning.py --out nano-finetuning $(if $(BASE),--base "$(BASE)")
+	$(BIN)/python train/nano_report.py --out nano-report --card true --finetuning nano-finetuning \
+		$(if $(BASE),--base "$(BASE)")
 
 check: lint types test test-slow
 
 clean:
-	rm -rf .venv demo nano-report dist build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv demo nano-report nano-finetuning dist build .pytest_cache .mypy_cache .ruff_cache
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

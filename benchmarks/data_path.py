@@ -1,7 +1,7 @@
 """What the data path feeds alone, beside what the fastest measured training step eats.
 
 python benchmarks/data_path.py
-python benchmarks/data_path.py --size nano --size mid --size small --steps 2
+python benchmarks/data_path.py --size tiny --size mid --size small --steps 2
 
 Writes shards of made-up codes with labels and figures of seconds, and reads them as ``finetune`` does: index, order,
 crop, caption, batch. Training steps are those of ``benchmarks/train.py``, ours with nothing recomputed. Frames are
@@ -37,13 +37,13 @@ CODEC = CodecSpec(id="made up", sha256="c0dec" * 8, sample_rate=32_000, frame_ra
 SPLIT: Split = "train"
 BATCH = 8
 TRAIN = Path(__file__).with_name("train.py")
-ROWS = {"nano": (4, 500), "mid": (2, 500), "small": (1, 500), "medium": (1, 1500)}  # batch, frames, as in train.py
+ROWS = {"tiny": (4, 500), "mid": (2, 500), "small": (1, 500), "medium": (1, 1500)}  # batch, frames, as in train.py
 
 
 def main() -> None:
     """Measures both and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=tuple(ROWS), action="append", help="may come several times; nano by default")
+    parser.add_argument("--size", choices=tuple(ROWS), action="append", help="may come several times; tiny by default")
     parser.add_argument("--tracks", type=int, default=2000, help="of 30 s to 4 minutes")
     parser.add_argument("--batches", type=int, default=400, help="of 8 crops, timed")
     parser.add_argument("--workers", type=int, action="append", help="0 and 2 by default")
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="training steps, timed")
     parser.add_argument("--device", default="cpu", help="of the training step: cpu or cuda")
     options = parser.parse_args()
-    sizes = options.size or ["nano"]
+    sizes = options.size or ["tiny"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_shards(folder, options.tracks)

@@ -1,6 +1,6 @@
 """Playing one prompt: ours beside audiocraft and transformers, plain and with its static cache, in one run.
 
-python benchmarks/generate.py                                  # nano's shapes, seconds
+python benchmarks/generate.py                                  # tiny shapes, seconds
 python benchmarks/generate.py --size small --frames 100 --t5 full --codec full
 python benchmarks/generate.py --size large --frames 1500 --device cuda --t5 full --codec full
 
@@ -35,7 +35,7 @@ from typing import Any
 import torch
 
 SIZES = {  # width, heads, layers, card
-    "nano": (128, 4, 2, 256), "small": (1024, 16, 24, 2048), "medium": (1536, 24, 48, 2048),
+    "tiny": (128, 4, 2, 256), "small": (1024, 16, 24, 2048), "medium": (1536, 24, 48, 2048),
     "large": (2048, 32, 48, 2048),
 }  # fmt: skip
 ON_CPU = ("ours fp32", "ours auto", "ours bf16", "ours int8", "audiocraft", "transformers", "transformers static")
@@ -48,7 +48,7 @@ GIB = 2**30
 def main() -> None:
     """Writes the folder, runs the contestants, prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="nano", help="whose shapes")
+    parser.add_argument("--size", choices=SIZES, default="tiny", help="whose shapes")
     parser.add_argument("--frames", type=int, default=200, help="50 are a second")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 WIDTHS = {  # width, heads, layers, codes, T5's width and layers
-    "nano": (128, 2, 4, 256, 64, 2),
+    "tiny": (128, 2, 4, 256, 64, 2),
     "mid": (512, 8, 6, 2048, 256, 4),
     "small": (1024, 16, 24, 2048, 768, 12),
     "medium": (1536, 24, 48, 2048, 768, 12),
@@ -35,7 +35,7 @@ TEXT = "a slow waltz of strings, piano and a muted trumpet, warm and calm, in th
 def main() -> None:
     """A table of all combinations."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", choices=WIDTHS, default=["nano", "mid"])
+    parser.add_argument("--sizes", nargs="+", choices=WIDTHS, default=["tiny", "mid"])
     parser.add_argument("--methods", nargs="+", default=["full", "lora", "dora"])
     parser.add_argument("--recomputes", nargs="+", default=["none", "selective", "full"])
     parser.add_argument("--segments_s", nargs="+", type=float, default=[10.0])

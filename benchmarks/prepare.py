@@ -13,8 +13,8 @@ reader, so that the codes have to be equal; the line `equal` tells whether they 
   busy     share of the time that the encoding threads spend in the codec
   memory   largest resident memory of the process
 
-The codec: `toy` is nano's, `full` has the numbers of facebook/encodec_32khz with random weights. Files: 29 s each, 44.1
-kHz stereo, a third MP3, a third FLAC, a third WAV, made by rule.
+The codec: `toy` has nano's architecture with 8 filters, `full` has the numbers of facebook/encodec_32khz, both with
+random weights. Files: 29 s each, 44.1 kHz stereo, a third MP3, a third FLAC, a third WAV, made by rule.
 """
 
 import argparse
@@ -221,12 +221,13 @@ def write_codec(folder: Path, kind: str) -> None:
     from transformers import EncodecConfig, EncodecModel
 
     from musicgen_ft.checkpoint.audiocraft_format import CODEC_FILE, codec_xp_config
-    from musicgen_ft.checkpoint.base import open_base
     from musicgen_ft.checkpoint.names import codec_pairs, lazily_from_ours
+    from musicgen_ft.pretraining.untrained import NanoSizes, untrained_encodec
     from musicgen_ft.weights import write_release
 
     if kind == "toy":
-        model = open_base("nano").codec().model
+        torch.manual_seed(0)
+        model = untrained_encodec(NanoSizes(num_filters=8, latent_dim=32))
     else:
         torch.manual_seed(0)
         config = EncodecConfig(

@@ -1,6 +1,6 @@
 """One training step: ours beside audiocraft's ``LMModel`` and transformers' MusicGen, in one run.
 
-python benchmarks/train.py --size nano --size mid
+python benchmarks/train.py --size tiny --size mid
 python benchmarks/train.py --size small --batch 1 --seconds 10 --steps 2 --rounds 3
 python benchmarks/train.py --size small --size medium --device cuda --batch 8 --seconds 30
 
@@ -65,7 +65,7 @@ class Size(NamedTuple):
 
 
 SIZES = {
-    "nano": Size(128, 2, 4, 256, 64, batch=4, seconds=10),
+    "tiny": Size(128, 2, 4, 256, 64, batch=4, seconds=10),
     "mid": Size(512, 8, 6, 2048, 768, batch=2, seconds=10),
     "small": Size(1024, 16, 24, 2048, 768, batch=1, seconds=10),
     "medium": Size(1536, 24, 48, 2048, 768, batch=1, seconds=30),
@@ -87,7 +87,7 @@ class Job(NamedTuple):
 def main() -> None:
     """Runs the contestants in turns and prints a table for each size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=tuple(SIZES), action="append", help="may come several times; nano by default")
+    parser.add_argument("--size", choices=tuple(SIZES), action="append", help="may come several times; tiny by default")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--batch", type=int, help="rows of a step; by default each size's own")
     parser.add_argument("--seconds", type=float, help="length of a row; by default each size's own")
@@ -101,7 +101,7 @@ def main() -> None:
     if options.contestant:
         print(json.dumps(measure(options.contestant, Job(*json.loads(options.job)))))
         return
-    for name in options.size or ["nano"]:
+    for name in options.size or ["tiny"]:
         size = SIZES[name]
         frames = round((options.seconds or size.seconds) * FRAME_RATE)
         job = Job(name, options.device, options.batch or size.batch, frames, options.steps, options.warmup)

@@ -1,7 +1,7 @@
 """Makes a small labelled corpus by rule: wav files with a JSON of labels beside each.
 
 musicgen-ft synthesize --out corpus
-musicgen-ft synthesize --out corpus --tracks 100 --duration_s 30 --seed 7
+musicgen-ft synthesize --out corpus --tracks 1000 --duration_s 30 --seed 7 --workers 4
 python data/synthesize.py --out corpus --genres techno --genres waltz
 """
 
@@ -29,6 +29,7 @@ def main(config: SynthesizeConfig) -> None:
             seed=config.seed,
             duration_s=config.duration_s,
             genres=config.genres or None,
+            workers=config.workers,
             progress=progress,
         )
     minutes = config.tracks * config.duration_s / 60

@@ -146,7 +146,8 @@ class Codec:
 
         The encoder looks about 4 frames ahead, and its LSTM remembers what came before. So each window carries
         ``context_s`` of audio on both sides, whose codes are thrown away. A track no longer than one window gives
-        exactly the codes of ``encode``.
+        exactly the codes of ``encode``; of a longer one nearly all codes are those of one piece, the first codebook's
+        most of all (tests/test_codec.py).
 
         Args:
             blocks: float32 [C, L] pieces of the track, of any lengths, at the codec's rate and channels.

@@ -29,9 +29,11 @@ class SynthesizeConfig:
     """Only these genres; none means all."""
     seed: int = 0
     """Other seeds give other music."""
+    workers: int = 1
+    """Processes that share the tracks; the files are the same. More than one pay off from a hundred tracks on."""
 
     def __post_init__(self) -> None:
-        _positive(self, "tracks", "duration_s")
+        _positive(self, "tracks", "duration_s", "workers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -473,8 +475,8 @@ class SampleConfig:
     """What guidance leads away from; an empty one is the usual null condition."""
     duration_s: float = 10.0
     """Seconds of audio; beyond what the model was trained on, by a moving window."""
-    top_k: int = 250
-    """Draw from the k most likely codes; 0 means all."""
+    top_k: int | None = None
+    """Draw from the k most likely codes; 0 means all. Where nothing is said: 250 of 2048, and that share of others."""
     top_p: float = 0.0
     """Draw from the most likely codes that make up p; above 0 it replaces top_k."""
     temperature: float = 1.0
@@ -509,7 +511,9 @@ class SampleConfig:
         if self.engine != "native" and any(given.values()):
             name = next(name for name, value in given.items() if value)
             raise ValueError(f"{name}: found one for --engine {self.engine}, it is for --engine native.")
-        _not_negative(self, "top_k", "temperature", "cfg_coef", "seed", "retry_silent")
+        _not_negative(self, "temperature", "cfg_coef", "seed", "retry_silent")
+        if self.top_k is not None:
+            _not_negative(self, "top_k")
         if self.cfg_coef_beta is not None:
             _not_negative(self, "cfg_coef_beta")
         _probability(self, "top_p")
@@ -553,6 +557,10 @@ class ServeConfig:
             raise ValueError("generator: found none, expected at least one, such as nano.")
 
 
+HELD_OUT_GENRES = ("reggae", "chiptune")
+"""Genres of the rules that nano is never trained on: what fine-tuning is shown on."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
     """The whole job in one go: synthesize, prepare, finetune, export, evaluate, sample."""
@@ -562,19 +570,23 @@ class DemoConfig:
     out: Path
     """Folder for everything that it makes."""
     corpus: Path | None = None
-    """Your own folder of labelled audio; none synthesizes one."""
+    """Your own folder of labelled audio; none synthesizes one, and music to judge by."""
+    genre: str = HELD_OUT_GENRES[0]
+    """What is synthesized: a genre of the rules; nano has never heard reggae and chiptune."""
     base: str = "nano"
     """Model to start from."""
     finetune_config: str = "demo"
     """Config of finetune: a name in configs/finetune, or a file."""
-    tracks: int = 24
-    """Tracks to synthesize."""
+    tracks: int = 96
+    """Tracks to synthesize, of 20 s."""
+    old_tracks: int = 60
+    """Tracks of the genres that nano knows, to train on beside them: without any, they are forgotten."""
     max_steps: int | None = None
     """Optimizer steps; none means the config's."""
     prompt: tuple[str, ...] = ()
     """What to play in the end; none means captions of the corpus."""
-    pieces: int = 8
-    """Pieces that base and tuned play to be compared."""
+    pieces: int = 12
+    """Pieces that base and tuned play to be compared, of the genre and of others."""
     duration_s: float = 10.0
     """Seconds of each piece and sample."""
     seed: int = 0
@@ -582,10 +594,9 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "tracks", "pieces", "duration_s")
-
-
-HELD_OUT_GENRES = ("reggae", "chiptune")
-"""Genres of the rules that nano is never trained on: what fine-tuning is shown on."""
+        _not_negative(self, "old_tracks")
+        if self.corpus is None and self.duration_s < 1:
+            raise ValueError(f"duration_s: found {self.duration_s}, expected 1 or more: less tells no genre.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -596,12 +607,14 @@ class PretrainNanoConfig:
 
     out: Path
     """Folder for everything that it makes; ``nano/`` in it is the base."""
-    tracks: int = 1000
+    tracks: int = 2400
     """Tracks to synthesize, of all genres but those held out."""
     held_out: tuple[str, ...] = HELD_OUT_GENRES
     """Genres to leave out."""
-    duration_s: float = 30.0
+    duration_s: float = 20.0
     """Seconds of each track."""
+    workers: int = 2
+    """Processes that synthesize."""
     codec_tracks: int = 250
     """Tracks that the codec learns from."""
     codec_steps: int = 6000
@@ -616,7 +629,7 @@ class PretrainNanoConfig:
     """Of everything; reports use seeds far from it."""
 
     def __post_init__(self) -> None:
-        _positive(self, "tracks", "duration_s", "codec_tracks", "codec_steps", "text_steps")
+        _positive(self, "tracks", "duration_s", "workers", "codec_tracks", "codec_steps", "text_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -631,6 +644,8 @@ class NanoReportConfig:
     """What to measure: nano, or a folder of a base that was trained on synthesized music."""
     card: bool = False
     """Write the figures into the model card, README.md in the base's folder."""
+    finetuning: Path | None = None
+    """Folder of train/nano_finetuning.py, whose figures then stand in the report, too."""
     held_out: tuple[str, ...] = HELD_OUT_GENRES
     """Genres that the base was not trained on: none of its clips is asked for them."""
     clips: int = 10
@@ -639,7 +654,7 @@ class NanoReportConfig:
     """Other unseen clips of each genre, to train the judge of genres."""
     duration_s: float = 10.0
     """Seconds of each clip; tempo is heard from 5 on."""
-    top_k: int = 250
+    top_k: int | None = None
     """As of sample."""
     temperature: float = 1.0
     """As of sample."""
@@ -654,7 +669,9 @@ class NanoReportConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "clips", "batch_size")
-        _not_negative(self, "top_k", "temperature", "cfg_coef")
+        _not_negative(self, "temperature", "cfg_coef")
+        if self.top_k is not None:
+            _not_negative(self, "top_k")
         if not self.duration_s >= 1:
             raise ValueError(f"duration_s: found {self.duration_s}, expected 1 or more: less tells no genre.")
         if not self.judge_clips >= 2:
@@ -670,16 +687,16 @@ class NanoFinetuningConfig:
     POSITIONAL: ClassVar[tuple[str, ...]] = ()
 
     out: Path
-    """Folder for everything that it makes; report/finetuning.json holds the figures."""
+    """Folder for everything that it makes; finetuning.json holds the figures."""
     base: str = "nano"
     """What to fine-tune: nano, or a folder of a base that was trained on synthesized music."""
-    genre: str = HELD_OUT_GENRES[-1]
+    genre: str = HELD_OUT_GENRES[0]
     """What it is to learn."""
     held_out: tuple[str, ...] = HELD_OUT_GENRES
     """Genres that the base was not trained on; the others are not to be forgotten."""
-    tracks: int = 24
+    tracks: int = 96
     """Tracks of the genre to learn from."""
-    old_tracks: int = 20
+    old_tracks: int = 60
     """Tracks of the others beside them, in the arms that have them."""
     judge_tracks: int = 120
     """Tracks of all genres that the judge learns from."""

@@ -16,8 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from musicgen_ft.checkpoint.base import open_base
-from musicgen_ft.checkpoint.nano import NanoSizes, write_untrained
+from musicgen_ft.checkpoint.base import NANO_FOLDER, open_base
 from musicgen_ft.chroma import ChromaSpec
 from musicgen_ft.codec import Codec, CodecSpec
 from musicgen_ft.corpus.quality import Quality
@@ -25,6 +24,8 @@ from musicgen_ft.generation import session
 from musicgen_ft.generation.sampling import SeededNoise
 from musicgen_ft.model.conditioning import TextEncoder, TextStates
 from musicgen_ft.model.lm import LanguageModel, LMConfig
+from musicgen_ft.pretraining.nano import write_untrained_lm
+from musicgen_ft.pretraining.untrained import NanoSizes
 from musicgen_ft.shards.format import Manifest, Split, write_manifest
 from musicgen_ft.shards.track import Track
 from musicgen_ft.shards.writer import write_shard
@@ -64,11 +65,18 @@ def roomy_folder(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def nano_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def nano_folder() -> Path:
     """The files of ``nano``; not to be changed."""
-    folder = tmp_path_factory.mktemp("bases") / "nano"
+    return NANO_FOLDER
+
+
+@pytest.fixture(scope="session")
+def untrained_base(tmp_path_factory: pytest.TempPathFactory, nano_codec: Codec, text_encoder: TextEncoder) -> Path:
+    """nano with a smaller language model of random weights, for what is told by large gradients; not to be changed."""
+    folder = tmp_path_factory.mktemp("bases") / "untrained"
     folder.mkdir()
-    write_untrained(folder, NanoSizes())
+    with torch.random.fork_rng(devices=[]):
+        write_untrained_lm(folder, NanoSizes(dim=128, num_layers=4), nano_codec, text_encoder, seed=2306)
     return folder
 
 

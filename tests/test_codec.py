@@ -14,6 +14,7 @@ from transformers import EncodecConfig, EncodecModel
 from musicgen_ft.checkpoint.base import open_base
 from musicgen_ft.codec import Codec, _windows
 from musicgen_ft.errors import UserError
+from musicgen_ft.pretraining.untrained import NanoSizes, untrained_encodec
 from musicgen_ft.weights import state_sha256
 
 HOP = 320
@@ -95,15 +96,30 @@ def test_a_track_no_longer_than_a_window_gives_exactly_the_codes_of_encode(
 
 
 @pytest.mark.parametrize("context_s", [0.5, 1.0, 2.0])
-def test_windows_with_context_give_the_codes_of_one_piece(
-    nano_codec: Codec, signal: Callable[[int], np.ndarray], context_s: float
+def test_windows_with_context_give_the_codes_of_one_piece_where_the_lstm_remembers_little(
+    signal: Callable[[int], np.ndarray], context_s: float
 ) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2306)
+        codec = Codec(untrained_encodec(NanoSizes(num_filters=8, latent_dim=32)), id="untrained")
+    samples = signal(20 * 16_000)
+    whole = codec.encode(torch.from_numpy(samples)[None])[0].numpy()
+    found = codec.encode_track([samples], window_s=2.0, context_s=context_s)
+    assert found.shape == whole.shape == (4, 1000)
+    # Measured, over ten windows: 100% equal. 99.5% leaves room for near ties on another machine.
+    assert (found == whole).mean(1).min() >= 0.995
+
+
+@pytest.mark.parametrize(("context_s", "share"), [(0.5, 0.85), (1.0, 0.87), (2.0, 0.94)])
+def test_windows_with_context_give_nearly_the_codes_of_one_piece_and_the_more_the_longer_it_is(
+    nano_codec: Codec, signal: Callable[[int], np.ndarray], context_s: float, share: float
+) -> None:
+    """EnCodec's LSTM remembers for seconds: of the fourth codebook 0.891, 0.905 and 0.968, over ten windows."""
     samples = signal(20 * 16_000)
     whole = nano_codec.encode(torch.from_numpy(samples)[None])[0].numpy()
     found = nano_codec.encode_track([samples], window_s=2.0, context_s=context_s)
     assert found.shape == whole.shape == (4, 1000)
-    # Measured on nano, over ten windows: 100% equal. 99.5% leaves room for near ties on another machine.
-    assert (found == whole).mean(1).min() >= 0.995
+    assert (found == whole).mean(1).min() >= share
 
 
 def test_windows_without_context_do_not_give_the_codes_of_one_piece(

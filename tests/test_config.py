@@ -209,7 +209,7 @@ def test_plain_values_are_plain() -> None:
 # ---- numbers ---------------------------------------------------------------------------------------------------------
 
 POSITIVE = {
-    "synthesize": ["tracks", "duration_s"],
+    "synthesize": ["tracks", "duration_s", "workers"],
     "prepare": ["window_s", "shard_mib", "workers", "lease_s"],
     "inspect": ["workers"],
     "finetune": [
@@ -232,6 +232,7 @@ NOT_NEGATIVE = {
     "evaluate": ["players", "seed"],
     "sample": ["top_k", "temperature", "cfg_coef", "cfg_coef_beta", "seed", "retry_silent"],
     "serve": ["port"],
+    "demo": ["old_tracks"],
 }
 PROBABILITY = {
     "prepare": ["valid_fraction", "max_silent_share", "max_clipped_share"],

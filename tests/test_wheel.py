@@ -48,6 +48,7 @@ def test_the_wheel_holds_the_package_every_recipe_and_every_config_and_nothing_e
     assert files == expected_files()
     assert {name.split("/")[0] for name in files} == {"musicgen_ft"}
     assert "musicgen_ft/py.typed" in files
+    assert "musicgen_ft/assets/nano/model.safetensors" in files
     assert "musicgen_ft/recipes/train/finetune.py" in files
     assert "musicgen_ft/recipes/data/prepare.py" in files
 
@@ -145,13 +146,14 @@ def test_the_installed_wheel_answers_help(run: Callable[..., "subprocess.Complet
 def test_the_installed_wheel_runs_the_demo(
     run: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path
 ) -> None:
-    words = ("--tracks", "12", "--max_steps", "3", "--duration_s", "1")
+    words = ("--tracks", "12", "--old_tracks", "2", "--max_steps", "3", "--duration_s", "1")
     done = run("musicgen-ft", "demo", "--out", str(tmp_path / "demo"), *words)
 
     assert done.returncode == 0, done.stderr
     assert "Done in" in done.stdout
     made = {path.name for path in (tmp_path / "demo").iterdir()}
-    assert made == {"corpus", "shards", "run", "generator", "evaluation", "wavs"}
-    assert len(list((tmp_path / "demo" / "corpus").glob("*.wav"))) == 12
+    judged = {"asked", "judge", "shards-asked-new", "shards-asked-old"}
+    assert made == {"corpus", "shards", "run", "generator", "evaluation", "wavs"} | judged
+    assert len(list((tmp_path / "demo" / "corpus").glob("*/*.wav"))) == 14
     assert list((tmp_path / "demo" / "wavs" / "native").glob("*.wav"))
     assert list((tmp_path / "demo" / "wavs" / "transformers").glob("*.wav"))

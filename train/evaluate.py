@@ -11,28 +11,24 @@ docs/evaluation.md tells what each figure means.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from musicgen_ft.cli import run_recipe
 from musicgen_ft.config import EvaluateConfig, FinetuneConfig, to_plain
 from musicgen_ft.terminal import progress_bar, slug
 
 if TYPE_CHECKING:
-    import torch
-    from tqdm import tqdm
-
     from musicgen_ft.codec import Codec
+    from musicgen_ft.corpus.scan import Record
     from musicgen_ft.evaluation.embeddings import Embedder
     from musicgen_ft.evaluation.figures import Evaluation, ModelFigures
     from musicgen_ft.evaluation.genres import GenreClassifier
-    from musicgen_ft.evaluation.listening import Listener
     from musicgen_ft.evaluation.others import Others
-    from musicgen_ft.evaluation.playing import Heard, Prompt
+    from musicgen_ft.evaluation.playing import Heard
     from musicgen_ft.evaluation.subject import Subject
     from musicgen_ft.shards.format import Split
-    from musicgen_ft.shards.index import ShardIndex, SplitIndex
+    from musicgen_ft.shards.index import ShardIndex
 
 REFERENCE_CLIPS = 128
 """Clips that distances are taken to, at most: 21 minutes of 10 s."""
@@ -46,7 +42,9 @@ def main(config: EvaluateConfig) -> None:
     from musicgen_ft.devices import resolve_device
     from musicgen_ft.evaluation.clap import open_clap
     from musicgen_ft.evaluation.embeddings import EncodecEmbedder
+    from musicgen_ft.evaluation.exam import Exam
     from musicgen_ft.evaluation.figures import Evaluation, PlayedPrompt
+    from musicgen_ft.evaluation.judge import labelled_tracks
     from musicgen_ft.evaluation.listening import Listener, longest_shared_runs
     from musicgen_ft.evaluation.playing import choose_prompts, hear, stretches
     from musicgen_ft.files import refuse_used
@@ -60,9 +58,10 @@ def main(config: EvaluateConfig) -> None:
     captions = caption_policy(training)
     prompts = choose_prompts(index, split, captions, duration_s=config.duration_s, num=config.pieces, seed=config.seed)
     if split == "train":
-        print("nothing is held out in these shards: prompts, losses and distances are of tracks that were trained on")
+        print("nothing is held out in these shards: prompts, losses and distances are of their training tracks")
     others = open_others(config, models["model"], training)
-    learned = tracks_learned(models["model"], index)
+    trained = shards_learned(models["model"], index)
+    judged = None if config.judge is None else labelled_tracks(config.judge)
     clap = open_clap(config.clap)
 
     # The reference: what the codec makes of real tracks.
@@ -70,7 +69,7 @@ def main(config: EvaluateConfig) -> None:
     codec = subject.base.codec().to(device)
     rate = codec.spec.sample_rate
     embedders: list[Embedder] = [EncodecEmbedder(codec), *([] if clap is None else [clap.to(device)])]
-    judge = None if config.judge is None else train_judge(config, codec)
+    judge = None if judged is None else train(config, judged, codec)
     chroma = subject.base.lm_config.chroma
     listener = Listener(embedders, sample_rate=rate, classifier=judge, clap=clap, chroma=chroma)
     most = max(REFERENCE_CLIPS, config.pieces)
@@ -83,26 +82,25 @@ def main(config: EvaluateConfig) -> None:
     heard: dict[str, list[Heard]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         has_probe = subject.run is not None and (subject.run.path / FORGETTING_FILE).is_file()
-        probe = subject.run.path if subject.run is not None and has_probe else Path(scratch)
+        exam = Exam(
+            index=index,
+            trained=trained,
+            config=training,
+            prompts=prompts,
+            references=references,
+            others=others,
+            listener=listener,
+            probe=subject.run.path if subject.run is not None and has_probe else Path(scratch),
+            duration_s=config.duration_s,
+            batch_size=config.batch_size,
+            device=device,
+        )
         for name, model in models.items():
-            figures[name], heard[name] = measure(
-                config,
-                model,
-                index,
-                training,
-                prompts,
-                references,
-                others,
-                learned,
-                listener,
-                probe,
-                device=device,
-                name=name,
-            )
+            figures[name], heard[name] = exam.take(model, name)
 
     # What real music has.
     texts, genres = [prompt.text for prompt in prompts], [prompt.genre for prompt in prompts]
-    shared, first = longest_shared_runs([clip.codes for clip in references], learned)
+    shared, first = longest_shared_runs([clip.codes for clip in references], trained.split("train"))
     known = {"shared": shared, "shared_first": first} if split == "valid" else {}  # else each is in its own track
     yardsticks = {"held_out": listener.measure_reference(references, texts, genres, **known)}
     if split == "valid":
@@ -122,14 +120,13 @@ def main(config: EvaluateConfig) -> None:
     tell(config, evaluation)
 
 
-def train_judge(config: EvaluateConfig, codec: "Codec") -> "GenreClassifier":
+def train(config: EvaluateConfig, tracks: "Sequence[Record]", codec: "Codec") -> "GenreClassifier":
     """A judge of the genres of the user's labelled audio."""
-    from musicgen_ft.evaluation.judge import labelled_clips, train_judge
+    from musicgen_ft.evaluation.judge import train_judge
 
     assert config.judge is not None
-    clips = labelled_clips(config.judge, codec.spec, clip_s=config.duration_s)
-    with progress_bar(total=len(clips), desc="the judge listens", unit="clip") as bar:
-        return train_judge(clips, codec, progress=bar.update)
+    with progress_bar(total=len(tracks), desc="the judge listens", unit="track") as bar:
+        return train_judge(config.judge, tracks, codec, clip_s=config.duration_s, progress=bar.update)
 
 
 def open_all(config: EvaluateConfig) -> "tuple[dict[str, Subject], ShardIndex, FinetuneConfig]":
@@ -170,19 +167,19 @@ def open_all(config: EvaluateConfig) -> "tuple[dict[str, Subject], ShardIndex, F
     return models, index, training
 
 
-def tracks_learned(subject: "Subject", index: "ShardIndex") -> "SplitIndex":
-    """Where copies are looked for: what a run was trained on, else the training tracks of the given shards."""
+def shards_learned(subject: "Subject", index: "ShardIndex") -> "ShardIndex":
+    """Whose training tracks were learned: those of a run's own shards, else those of the given ones."""
     from musicgen_ft.errors import UserError
     from musicgen_ft.shards.index import ShardIndex
     from musicgen_ft.shards.remote import local_shards
 
-    if subject.run is not None:
-        place = subject.run.info().shards
-        try:
-            return ShardIndex.open(local_shards(place)).split("train")
-        except UserError as error:
-            print(f"copies are looked for in the given shards, for the run's own cannot be read: {error}")
-    return index.split("train")
+    if subject.run is None:
+        return index
+    try:
+        return ShardIndex.open(local_shards(subject.run.info().shards))
+    except UserError as error:
+        print(f"for training tracks, those of the given shards are taken, since the run's own cannot be read: {error}")
+        return index
 
 
 def open_others(config: EvaluateConfig, subject: "Subject", training: FinetuneConfig) -> "Others | None":
@@ -200,92 +197,6 @@ def open_others(config: EvaluateConfig, subject: "Subject", training: FinetuneCo
     index = ShardIndex.open(local_shards(config.others))
     subject.check(index.manifest)
     return Others.open(index, training, duration_s=config.duration_s, pieces=config.pieces, seed=config.seed)
-
-
-def measure(
-    config: EvaluateConfig,
-    model: "Subject",
-    index: "ShardIndex",
-    training: FinetuneConfig,
-    prompts: "Sequence[Prompt]",
-    references: "Sequence[Heard]",
-    others: "Others | None",
-    learned: "SplitIndex",
-    listener: "Listener",
-    probe: Path,
-    *,
-    device: "torch.device",
-    name: str,
-) -> "tuple[ModelFigures, list[Heard]]":
-    """All figures of one model: its losses first, then what it plays."""
-    from musicgen_ft.evaluation.figures import ModelFigures, OtherFigures
-    from musicgen_ft.evaluation.forgetting import forgetting_ce, let_base_play
-    from musicgen_ft.evaluation.likelihood import clips_of, likelihood, training_dtype
-    from musicgen_ft.evaluation.listening import longest_shared_runs
-    from musicgen_ft.evaluation.playing import play
-    from musicgen_ft.generation.generator import Generator
-    from musicgen_ft.training.forgetting import FORGETTING_FILE
-
-    codec, text_encoder = model.base.codec().to(device), model.base.text_encoder().to(device)
-    lm = model.lm().to(device)
-    dtype = training_dtype(training, device)
-    found = {}
-    for split in ("valid", "train"):
-        if len(clips := clips_of(index, split, training)):
-            with progress_bar(total=len(clips), desc=f"{name}: loss on {split}", unit="clip") as bar:
-                found[split] = likelihood(
-                    lm,
-                    text_encoder,
-                    clips,
-                    batch_size=config.batch_size,
-                    dtype=dtype,
-                    told=partial(advance, bar),
-                )
-    others_loss = None if others is None else others.loss(lm, text_encoder, batch_size=config.batch_size, dtype=dtype)
-    if name == "base" and not (probe / FORGETTING_FILE).is_file():
-        let_base_play(lm, codec, text_encoder, probe, training)
-    forgotten = forgetting_ce(lm, text_encoder, probe, dtype=dtype)
-
-    generator = Generator(lm, codec, text_encoder, dtype="auto")  # takes the weights out of the model
-    with progress_bar(total=len(prompts), desc=f"{name} plays", unit="piece") as bar:
-        heard, throughput = play(
-            generator,
-            prompts,
-            duration_s=config.duration_s,
-            batch_size=config.batch_size,
-            told=partial(advance, bar),
-        )
-    shared, first = longest_shared_runs([piece.codes for piece in heard], learned)
-    texts, genres = [prompt.text for prompt in prompts], [prompt.genre for prompt in prompts]
-    sound = listener.measure(heard, references, texts, genres, shared=shared, shared_first=first)
-    of_others = None
-    if others is not None and others_loss is not None:
-        with progress_bar(total=len(others.prompts), desc=f"{name} plays other music", unit="piece") as bar:
-            of_others = OtherFigures(
-                likelihood=others_loss,
-                num_clips=len(others.prompts),
-                heard_as_asked=others.heard_as_asked(
-                    generator,
-                    listener,
-                    duration_s=config.duration_s,
-                    batch_size=config.batch_size,
-                    told=partial(advance, bar),
-                ),
-            )
-    figures = ModelFigures(
-        place=model.place,
-        likelihood=found,
-        forgetting_ce=forgotten,
-        sound=sound,
-        others=of_others,
-        throughput=throughput,
-    )
-    return figures, heard
-
-
-def advance(bar: "tqdm[Any]", done: int, of: int) -> None:
-    """Brings a bar to what is done."""
-    bar.update(done - bar.n)
 
 
 def facts_of(config: EvaluateConfig, subject: "Subject", index: "ShardIndex", *, clap: str | None) -> dict[str, object]:

@@ -34,7 +34,7 @@ def export_run(config: ExportConfig) -> None:
     import torch
 
     from musicgen_ft.checkpoint.base import open_base
-    from musicgen_ft.checkpoint.card import without_paths, write_card
+    from musicgen_ft.checkpoint.card import CARD_NAME, FACTS_FILE, without_paths, write_card
     from musicgen_ft.checkpoint.generator_folder import formats_of, write_generator
     from musicgen_ft.files import atomic_folder, write_json
     from musicgen_ft.peers.parity import check_export
@@ -66,8 +66,8 @@ def export_run(config: ExportConfig) -> None:
         card = write_card(
             name=config.out.name, formats=formats, text_encoder_id=base.t5_id, differences=differences, **facts
         )
-        (folder / "README.md").write_text(card, encoding="utf-8")
-        write_json(folder / "musicgen_ft.json", {**facts, "logit_differences": differences})
+        (folder / CARD_NAME).write_text(card, encoding="utf-8")
+        write_json(folder / FACTS_FILE, {**facts, "logit_differences": differences})
     tell(differences, of="trained model")
     print(f"generator: {config.out}, step {metrics['step']}, {metrics['weights']} weights")
 
@@ -78,7 +78,7 @@ def export_adapter(config: ExportConfig) -> None:
 
     from musicgen_ft.checkpoint.adapter import Adapter, write_adapter
     from musicgen_ft.checkpoint.base import open_base
-    from musicgen_ft.checkpoint.card import without_paths, write_adapter_card
+    from musicgen_ft.checkpoint.card import CARD_NAME, FACTS_FILE, without_paths, write_adapter_card
     from musicgen_ft.checkpoint.transformers_format import build_config
     from musicgen_ft.errors import UserError
     from musicgen_ft.files import atomic_folder, write_json
@@ -126,8 +126,8 @@ def export_adapter(config: ExportConfig) -> None:
             differences=differences,
             **facts,
         )
-        (folder / "README.md").write_text(card, encoding="utf-8")
-        write_json(folder / "musicgen_ft.json", {**facts, "logit_differences": differences})
+        (folder / CARD_NAME).write_text(card, encoding="utf-8")
+        write_json(folder / FACTS_FILE, {**facts, "logit_differences": differences})
     tell(differences, of="trained model")
     print(f"adapter: {config.out}, step {weights.metrics['step']}, {weights.metrics['weights']} weights")
 
@@ -140,7 +140,7 @@ def convert(config: ExportConfig) -> None:
     import torch
 
     from musicgen_ft.checkpoint.base import license_of, open_base
-    from musicgen_ft.checkpoint.card import write_conversion_card
+    from musicgen_ft.checkpoint.card import CARD_NAME, write_conversion_card
     from musicgen_ft.checkpoint.generator_folder import formats_of, write_generator
     from musicgen_ft.files import atomic_folder
     from musicgen_ft.peers.parity import check_export
@@ -168,7 +168,7 @@ def convert(config: ExportConfig) -> None:
             text_encoder_id=base.t5_id,
             differences=differences,
         )
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        (folder / CARD_NAME).write_text(card, encoding="utf-8")
     tell(differences, of="base")
     print(f"generator: {config.out}, converted from {base.name}")
 

@@ -3,8 +3,9 @@
 python train/nano_finetuning.py --out nano-finetuning
 python train/nano_finetuning.py --out nano-finetuning --genre reggae --base nano-work/nano
 
-By all weights and by adapters; and once more on the same music with captions that have changed places, from which
-nothing can be learned that a prompt could call.
+Beside a little of the others, by all weights and by adapters; alone; and once more beside the others with captions that
+have changed places, from which no prompt can be learned: the genre is then played whatever the prompt. What is heard is
+the last step of each: the held-out loss turns earlier, while the share of the genre still grows.
 """
 
 import json
@@ -15,16 +16,17 @@ from musicgen_ft.cli import run_command, run_recipe
 from musicgen_ft.config import NanoFinetuningConfig
 
 ARMS = {  # name -> (corpus, words for finetune)
-    "all weights": ("new", ()),
-    "adapters": ("new", ("--method", "lora", "--lora_rank", "16", "--lora_alpha", "16")),
     "beside old genres": ("mixed", ()),
+    "the same, by adapters": ("mixed", ("--method", "lora", "--lora_rank", "16", "--lora_alpha", "16", "--lr", "5e-3")),
+    "the genre alone": ("new", ()),
     "captions shuffled": ("shuffled", ()),
 }
 
 
 def main(config: NanoFinetuningConfig) -> None:
     """Makes the corpora, fine-tunes each arm, evaluates it on unseen tracks of the genre and of the others."""
-    from musicgen_ft.files import atomic_folder, refuse_used, write_json
+    from musicgen_ft.evaluation.nano_summary import FINETUNING_FILE, finetuning_lines, finetuning_verdict
+    from musicgen_ft.files import refuse_used, write_json
     from musicgen_ft.synthesis.genres import find_genre, genres_but
 
     find_genre(config.genre)
@@ -38,10 +40,9 @@ def main(config: NanoFinetuningConfig) -> None:
         finetune(config, corpus, run, words)
         evaluate(config, run, page)
         rows[name] = row_of(page)
-    report = {"base": Path(config.base).name, "genre": config.genre, "arms": rows}
-    with atomic_folder(config.out / "report") as folder:
-        write_json(folder / "finetuning.json", report)
-    print("\n".join(table(report)))
+    report = {"base": Path(config.base).name, "genre": config.genre, "pieces": config.pieces, "arms": rows}
+    write_json(config.out / FINETUNING_FILE, report)
+    print("\n".join([*finetuning_lines(report), "", finetuning_verdict(report)]))
 
 
 def make_corpora(config: NanoFinetuningConfig, known: list[str]) -> None:
@@ -87,7 +88,9 @@ def evaluate(config: NanoFinetuningConfig, run: Path, page: Path) -> None:
     shards, judge = config.out / "shards", config.out / "corpora" / "judge"
     size = ["--pieces", str(config.pieces), "--duration_s", str(config.piece_s), "--batch_size", "8"]
     beside = ["--base", config.base, "--others", str(shards / "others"), "--judge", str(judge)]
-    run_command("evaluate", str(run), str(shards / "unseen"), "--out", str(page), *size, *beside)
+    run_command(
+        "evaluate", str(run), str(shards / "unseen"), "--out", str(page), "--checkpoint", "last", *size, *beside
+    )
 
 
 def row_of(page: Path) -> dict[str, Any]:
@@ -97,20 +100,12 @@ def row_of(page: Path) -> dict[str, Any]:
         name: {
             "genre": figures["sound"]["heard_as_asked"],
             "others": figures["others"]["heard_as_asked"],
+            "uncalled": figures["others"]["heard_as_learned"],
             "loss": figures["likelihood"]["valid"]["ce"],
             "others_loss": figures["others"]["likelihood"]["ce"],
         }
         for name, figures in values["models"].items()
     }
-
-
-def table(report: dict[str, Any]) -> list[str]:
-    """For a terminal."""
-    lines = [f"{'':20}  {report['genre'] + ', heard as asked':>28}  {'old genres, heard as asked':>28}"]
-    for name, row in report["arms"].items():
-        shares = [f"{row['base'][key]:.0%} -> {row['model'][key]:.0%}" for key in ("genre", "others")]
-        lines.append(f"{name:20}  {shares[0]:>28}  {shares[1]:>28}")
-    return lines
 
 
 if __name__ == "__main__":

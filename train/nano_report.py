@@ -1,7 +1,7 @@
 """Says how good a base for synthesized music is, on music of seeds that no training saw: a table, JSON and a page.
 
 python train/nano_report.py --out nano-report
-python train/nano_report.py --out report --base nano-folder --card true
+python train/nano_report.py --out report --base nano-folder --card true --finetuning nano-finetuning
 python train/nano_report.py --out report --clips 2 --judge_clips 5
 """
 
@@ -48,6 +48,7 @@ def main(config: NanoReportConfig) -> None:
     trained = genres_but(config.held_out)
     base = open_base(config.base)
     refuse_no_card(config, base)
+    finetuning = None if config.finetuning is None else read_finetuning(config.finetuning)
     generator = Generator.open(base, device=config.device)
     codec, spec = generator.codec, generator.codec.spec
     facts = model_facts(generator)  # before it plays: the weights may move then
@@ -70,7 +71,7 @@ def main(config: NanoReportConfig) -> None:
     }
     report = {
         "base": Path(base.name).name,
-        "setting": setting_of(config),
+        "setting": setting_of(config, spec.card),
         "model": facts,
         "judge": judged,
         "codec": codec_found,
@@ -82,6 +83,7 @@ def main(config: NanoReportConfig) -> None:
             "batch_size": config.batch_size,
             **device_facts(codec),
         },
+        "finetuning": finetuning,
     }
     sounds = first_sounds(clips, back, played, judges, codec)
     with atomic_folder(config.out) as folder:
@@ -103,6 +105,23 @@ def refuse_no_card(config: NanoReportConfig, base: "Base") -> None:
 
     if config.card and config.base != "nano" and not Path(config.base).expanduser().is_dir():
         raise UserError(f"--card: {config.base} is a name, expected a folder, whose card is then written.")
+
+
+def read_finetuning(folder: Path) -> dict[str, Any]:
+    """What train/nano_finetuning.py has found.
+
+    Raises:
+        UserError: if it has not, in this folder.
+    """
+    from musicgen_ft.errors import UserError
+    from musicgen_ft.evaluation.nano_summary import FINETUNING_FILE
+    from musicgen_ft.files import read_json
+
+    path = folder / FINETUNING_FILE
+    if not path.is_file():
+        raise UserError(f"--finetuning: found no {path}, expected the folder of a finished train/nano_finetuning.py.")
+    found: dict[str, Any] = read_json(path)
+    return found
 
 
 # ---- clips -----------------------------------------------------------------------------------------------------------
@@ -300,10 +319,13 @@ def first_sounds(
 # ---- facts -----------------------------------------------------------------------------------------------------------
 
 
-def setting_of(config: NanoReportConfig) -> dict[str, Any]:
+def setting_of(config: NanoReportConfig, card: int) -> dict[str, Any]:
     """How it was measured, without anybody's folders."""
+    from musicgen_ft.generation.sampling import Sampling
+
     names = ("held_out", "clips", "judge_clips", "duration_s", "seed")
-    sampling = {name: getattr(config, name) for name in ("cfg_coef", "top_k", "temperature")}
+    sampling = {name: getattr(config, name) for name in ("cfg_coef", "temperature")}
+    sampling |= {"top_k": Sampling(top_k=config.top_k).k_of(card)}
     return {name: getattr(config, name) for name in names} | {"sampling": sampling}
 
 

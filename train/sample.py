@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from musicgen_ft.checkpoint.base import Base
     from musicgen_ft.generation.options import Melody, Request
     from musicgen_ft.generation.prompts import Prompt
+    from musicgen_ft.generation.sampling import Sampling
     from musicgen_ft.generation.takes import Take
     from musicgen_ft.model.lm import LMConfig
     from musicgen_ft.peers.engines import Engine
@@ -41,6 +42,7 @@ def main(config: SampleConfig) -> None:
     from musicgen_ft.files import write_json
     from musicgen_ft.generation.adapters import parse_adapters
     from musicgen_ft.generation.prompts import RECORD_FILE, Prompt, check_folder, read_prompts
+    from musicgen_ft.generation.sampling import Sampling
     from musicgen_ft.peers.engines import open_engine
 
     prompts = [Prompt(prompt=text) for text in config.prompt]
@@ -63,7 +65,9 @@ def main(config: SampleConfig) -> None:
     beginning = None if config.audio_prompt is None else read_beginning(config.audio_prompt, base)
     device = resolve_device(config.device)
     engine = open_engine(config.engine, base, device=device, dtype=config.dtype, adapters=adapters)
-    requests = {number: request_of(config, number, prompt, melody, beginning) for number, prompt in left}
+    rule = Sampling(top_k=config.top_k, top_p=config.top_p, temperature=config.temperature)
+    rule = dataclasses.replace(rule, top_k=rule.k_of(base.lm_config.card))
+    requests = {number: request_of(config, number, prompt, melody, beginning, rule) for number, prompt in left}
     for start in range(0, len(left), config.batch_size):
         numbers = [number for number, _ in left[start : start + config.batch_size]]
         told = f"sample {numbers[-1] + 1}/{len(pieces)}"
@@ -75,17 +79,21 @@ def main(config: SampleConfig) -> None:
 
 
 def request_of(
-    config: SampleConfig, number: int, prompt: "Prompt", melody: "Melody | None", beginning: "Tensor | None"
+    config: SampleConfig,
+    number: int,
+    prompt: "Prompt",
+    melody: "Melody | None",
+    beginning: "Tensor | None",
+    sampling: "Sampling",
 ) -> "Request":
     """What the engine is to play."""
     from musicgen_ft.generation.options import Request
-    from musicgen_ft.generation.sampling import Sampling
 
     return Request(
         prompt=prompt.prompt,
         duration_s=config.duration_s if prompt.duration_s is None else prompt.duration_s,
         seed=config.seed + number if prompt.seed is None else prompt.seed,
-        sampling=Sampling(top_k=config.top_k, top_p=config.top_p, temperature=config.temperature),
+        sampling=sampling,
         cfg_coef=config.cfg_coef if prompt.cfg_coef is None else prompt.cfg_coef,
         cfg_coef_beta=config.cfg_coef_beta,
         negative_prompt=config.negative_prompt if prompt.negative_prompt is None else prompt.negative_prompt,
@@ -145,6 +153,7 @@ def write(config: SampleConfig, sample_rate: int, request: "Request", takes: "li
     write_wav(path, normalize_loudness(take.waveform, sample_rate), sample_rate)
     how = {name: value for name, value in to_plain(config).items() if name not in ("prompts", "batch_size")}
     how |= {"prompt": prompt, "seed": take.seed, "duration_s": request.duration_s, "cfg_coef": request.cfg_coef}
+    how["top_k"] = request.sampling.top_k
     how |= {"negative_prompt": request.negative_prompt or "", "sample_rate": sample_rate}
     how["adapter"] = {str(folder): strength for folder, strength in parse_adapters(config.adapter).items()}
     how |= {"seeds_tried": [each.seed for each in takes], "broken_off_s": [each.broken_off_s for each in takes]}

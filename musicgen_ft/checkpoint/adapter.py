@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from musicgen_ft.checkpoint.card import FACTS_FILE
 from musicgen_ft.checkpoint.names import Pair, State, adapter_pairs, from_ours, to_ours
 from musicgen_ft.chroma import generation_null
 from musicgen_ft.errors import UserError
@@ -24,8 +25,6 @@ from musicgen_ft.weights import write_safetensors
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-FACTS_FILE = "musicgen_ft.json"
-"""What export tells of a run, beside an adapter of ours."""
 
 # What changes the numbers and is not done here; PEFT's other fields only tell how the adapter was trained.
 _REFUSED = (

@@ -20,7 +20,6 @@ from transformers import EncodecConfig, T5Config
 
 from musicgen_ft.checkpoint import audiocraft_format, transformers_format
 from musicgen_ft.checkpoint.names import State
-from musicgen_ft.checkpoint.nano import nano_folder
 from musicgen_ft.checkpoint.stereo import stereo_config, stereo_state
 from musicgen_ft.codec import Codec
 from musicgen_ft.errors import UserError
@@ -31,6 +30,8 @@ from musicgen_ft.weights import like_of
 
 Flavour = Literal["audiocraft", "transformers"]
 
+NANO_FOLDER = Path(__file__).parents[1] / "assets" / "nano"
+"""What the name ``nano`` means: the bundled base, a complete MusicGen at toy size, made by train/pretrain_nano.py."""
 _CONFIGS = ["*.json", "spiece.model", "README.md"]
 _WEIGHTS = {  # by file that tells the flavour, in the order of preference
     "model.safetensors": ["*.safetensors"],
@@ -206,7 +207,7 @@ def open_base(name: str, *, channels: int | None = None, other_t5: str | None = 
     Raises:
         UserError: if there is no such base here or on the hub, or the hub cannot be reached.
     """
-    folder = nano_folder() if name == "nano" else _locate(name)
+    folder = NANO_FOLDER if name == "nano" else _locate(name)
     config = folder / "config.json"
     if config.is_file() and any((folder / file).is_file() for file in _WEIGHTS if file != audiocraft_format.LM_FILE):
         return Base(name, folder, "transformers", channels, other_t5)

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+FACTS_FILE = "musicgen_ft.json"
+"""What ``export`` tells of a run, beside the generator or the adapter that it made of it."""
+CARD_NAME = "README.md"
 _SETTINGS = (
     "method",
     "max_steps",

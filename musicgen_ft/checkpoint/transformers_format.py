@@ -30,7 +30,7 @@ from musicgen_ft.codec import Codec
 from musicgen_ft.errors import UserError
 from musicgen_ft.files import read_json
 from musicgen_ft.model.conditioning import TextEncoder
-from musicgen_ft.model.lm import LMConfig
+from musicgen_ft.model.lm import LMConfig, usual_top_k
 from musicgen_ft.weights import read_folder, write_safetensors
 
 # The position table is recomputed by everyone; files from before transformers 5 still carry it.
@@ -203,15 +203,22 @@ def build_config(config: LMConfig, codec: Codec, text_encoder: TextEncoder) -> C
     )
     # No field of transformers' class, but its trainers stop without it (spec 8.4).
     decoder.decoder_start_token_id = config.card
-    parts = {
-        "text_encoder": text.to_dict(),
-        "audio_encoder": codec.model.config.to_dict(),
-        "decoder": decoder.to_dict(),
+    parts: dict[str, Any] = {
+        "text_encoder": _values(text),
+        "audio_encoder": _values(codec.model.config),
+        "decoder": _values(decoder),
     }
     if config.chroma is None:
         return MusicgenConfig(**parts)
     length = config.chroma.num_frames(int(config.max_duration_s * config.chroma.sample_rate))
     return MusicgenMelodyConfig(**parts, num_chroma=config.chroma.n_chroma, chroma_length=length)
+
+
+def _values(config: Any) -> dict[str, Any]:
+    """Of a part's config, without the folder that it was read from: what is written may be published."""
+    values: dict[str, Any] = config.to_dict()
+    values.pop("_name_or_path", None)
+    return values
 
 
 def write_folder(
@@ -235,7 +242,7 @@ def write_folder(
     GenerationConfig(
         do_sample=True,
         guidance_scale=3.0,
-        top_k=250,  # audiocraft's default; transformers' own is 50 (spec 8.5)
+        top_k=usual_top_k(config.card),  # transformers' own default is 50 (spec 8.5)
         max_length=round(config.max_duration_s * codec.spec.frame_rate),
         pad_token_id=config.card,
         bos_token_id=config.card,

@@ -67,7 +67,9 @@ class RhythmAndKey:
     Of a long track it listens to seconds 15 to 135, of a shorter one to all.
     """
 
-    def __init__(self, sample_rate: int) -> None:
+    def __init__(self, sample_rate: int, *, min_onset: float = MIN_ONSET) -> None:
+        """Samples come at ``sample_rate`` in Hz; where onsets vary by less than ``min_onset`` there is no beat."""
+        self._min_onset = min_onset
         self._stream = soxr.ResampleStream(sample_rate, RATE, 1, dtype="float32", quality="MQ")
         self._kept: list[Floats] = []
         self._room = round((INTRO_S + EXCERPT_S) * RATE)
@@ -85,7 +87,7 @@ class RhythmAndKey:
         intro = round(INTRO_S * RATE)
         if len(samples) >= intro + round(EXCERPT_S * RATE) // 2:
             samples = samples[intro:]
-        return hear(samples)
+        return hear(samples, min_onset=self._min_onset)
 
     def _push(self, mono: Floats, *, last: bool) -> None:
         if self._is_finished:
@@ -97,11 +99,11 @@ class RhythmAndKey:
             self._room -= len(kept)
 
 
-def hear(samples: Floats) -> Heard:
+def hear(samples: Floats, *, min_onset: float = MIN_ONSET) -> Heard:
     """Tempo and key of mono samples, float32 [L] at ``RATE``; nothing of silence and of less than 5 seconds."""
     if len(samples) < MIN_S * RATE or np.abs(samples).max() < SILENCE:
         return NOTHING
-    bpm, bpm_confidence = _tempo(samples)
+    bpm, bpm_confidence = _tempo(samples, min_onset)
     key, key_confidence = _key(samples)
     # Rounded: matrix products differ in their last digits with the number of threads.
     bpm_confidence, key_confidence = round(bpm_confidence, 3), round(key_confidence, 3)
@@ -127,7 +129,7 @@ def fill_missing(labels: Labels, heard: Heard) -> Labels:
     return replace(labels, **filled, computed=(*kept, *filled))
 
 
-def _tempo(samples: Floats) -> tuple[float, float]:
+def _tempo(samples: Floats, min_onset: float) -> tuple[float, float]:
     """Beats per minute, and the confidence in them.
 
     At the right tempo the onsets are alike a half, one, two and four beats later (autocorrelation), and come at the
@@ -138,7 +140,7 @@ def _tempo(samples: Floats) -> tuple[float, float]:
     import librosa
 
     onsets = librosa.onset.onset_strength(y=samples, sr=RATE, hop_length=ONSET_HOP)  # [N]
-    if onsets.std() < MIN_ONSET:
+    if onsets.std() < min_onset:
         return PRIOR_BPM, 0.0
     rate = RATE / ONSET_HOP
     length = min(len(onsets), round(WINDOW_S * rate))

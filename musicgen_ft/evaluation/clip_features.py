@@ -9,8 +9,10 @@ C channels, L samples, F frames, M mel bands, P pulse rates.
 import math
 from functools import cache
 
+import librosa
 import numpy as np
 import numpy.typing as npt
+import scipy.fft
 import soxr
 
 from musicgen_ft.errors import UserError
@@ -86,7 +88,7 @@ def _power(mono: Floats) -> Floats:
 
 def _timbre(db: Floats) -> Floats:
     """Mean, spread and change of the cepstrum of the mel bands (MFCC)."""
-    cepstra = db @ _cosines().T  # [F, NUM_CEPSTRA]
+    cepstra: Floats = np.asarray(scipy.fft.dct(db, norm="ortho"), np.float64)[:, :NUM_CEPSTRA]
     steps = np.abs(np.diff(cepstra, axis=0))
     return np.concatenate([cepstra[:, 1:].mean(axis=0), cepstra.std(axis=0), steps.mean(axis=0)])
 
@@ -161,22 +163,12 @@ def _frequencies() -> Floats:
 
 @cache
 def _mel_bank() -> Floats:
-    """Triangles of equal area over the mel scale, [M, bins]."""
-    low, high = (2595 * math.log10(1 + hz / 700) for hz in MEL_RANGE_HZ)
-    edges = 700 * (10 ** (np.linspace(low, high, MEL_BANDS + 2) / 2595) - 1)
-    bins = _frequencies()[None]
-    left, centre, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
-    triangles = np.maximum(0, np.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)))
-    return np.asarray(triangles / np.maximum(triangles.sum(axis=1, keepdims=True), 1e-9))
-
-
-@cache
-def _cosines() -> Floats:
-    """Orthonormal DCT-II, [NUM_CEPSTRA, M]."""
-    phases = np.pi / MEL_BANDS * np.outer(np.arange(NUM_CEPSTRA), np.arange(MEL_BANDS) + 0.5)
-    scale = np.full((NUM_CEPSTRA, 1), math.sqrt(2 / MEL_BANDS))
-    scale[0] /= math.sqrt(2)
-    return np.asarray(scale * np.cos(phases))
+    """Triangles over the HTK mel scale whose bins sum to 1, [M, bins]."""
+    low, high = MEL_RANGE_HZ
+    bank = librosa.filters.mel(
+        sr=RATE, n_fft=WINDOW, n_mels=MEL_BANDS, fmin=low, fmax=high, htk=True, norm=1, dtype=np.float64
+    )
+    return np.asarray(bank)
 
 
 @cache
@@ -185,6 +177,6 @@ def _chroma_bank() -> Floats:
     hz = _frequencies()
     is_tone = (hz >= CHROMA_RANGE_HZ[0]) & (hz <= CHROMA_RANGE_HZ[1])
     pitch = np.zeros(len(hz))
-    pitch[is_tone] = 12 * np.log2(hz[is_tone] / 440.0) + 69
+    pitch[is_tone] = librosa.hz_to_midi(hz[is_tone])
     distance = np.abs((pitch[None] - np.arange(12)[:, None] + 6) % 12 - 6)
     return np.where(is_tone[None], np.maximum(0, 1 - distance), 0.0)

@@ -106,8 +106,10 @@ class OtherFigures:
     """Loss on its clips."""
     num_clips: int
     """Pieces played to its captions."""
-    heard_as_asked: float | None
+    heard_as_asked: float | None = None
     """Share of them that the judge hears as the genre asked for; None without a judge."""
+    heard_as_learned: float | None = None
+    """Share of them that it hears as a genre of the main prompts, though another was asked for."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON value."""
@@ -186,10 +188,11 @@ class Evaluation:
             "yardsticks": {name: figures.to_dict(self.frame_rate) for name, figures in self.yardsticks.items()},
             "prompts": [asdict(prompt) for prompt in self.prompts],
             "split": self.split,
-            "real_others_heard_as_asked": self.real_others_heard_as_asked,
             "frame_rate": self.frame_rate,
             **self.facts,
         }
+        if self.real_others_heard_as_asked is not None:
+            values["real_others_heard_as_asked"] = self.real_others_heard_as_asked
         ordered: dict[str, Any] = _sorted(values)
         return ordered
 
@@ -210,6 +213,8 @@ class Evaluation:
                 yield f"{name}/others/ce", figures.others.likelihood.ce
                 if figures.others.heard_as_asked is not None:
                     yield f"{name}/others/heard_as_asked", figures.others.heard_as_asked
+                if figures.others.heard_as_learned is not None:
+                    yield f"{name}/others/heard_as_learned", figures.others.heard_as_learned
             yield f"{name}/frames_per_s", figures.throughput.frames_per_s
             yield f"{name}/realtime_factor", figures.throughput.realtime_factor
             yield from self._sound_metrics(name, figures.sound)

@@ -49,19 +49,6 @@ class GenreClassifier:
         return self._linear.predict(features)
 
 
-def train_genre_classifier(
-    clips: Sequence[npt.NDArray[np.float32]], genres: Sequence[str], *, sample_rate: int
-) -> GenreClassifier:
-    """A classifier of clips and their genres.
-
-    Args:
-        clips: float32 [L] or [C, L] each, 1 s or more.
-        genres: one for each.
-        sample_rate: of the clips, in Hz.
-    """
-    return GenreClassifier(np.stack([clip_features(clip, sample_rate) for clip in clips]), genres)
-
-
 @dataclass(frozen=True, kw_only=True)
 class GenreMatch:
     """How often clips are heard as the genre that was asked for."""

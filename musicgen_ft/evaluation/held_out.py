@@ -10,13 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
+from musicgen_ft.synthesis.arrange import GRID_S
 from musicgen_ft.synthesis.captions import TrackLabels
 from musicgen_ft.synthesis.render import render_track
 
 RENDER_RATE = 44_100
 """Hz; as ``synthesize`` writes its files."""
 LEAD_IN = 0.5
-"""A clip begins anywhere within this share of its length from the track's beginning: intros and middles."""
+"""A clip begins within this share of its length from the track's beginning, on the grid of codes as crops in training
+do: intros and middles."""
 _TRACKS_OF_A_GENRE = 10_000
 
 
@@ -72,7 +74,8 @@ def _render(genre: str, seed: int, number: int, duration_s: float, sample_rate: 
     samples = track.waveform.mean(axis=0, keepdims=True) if channels == 1 else track.waveform
     resampled = soxr.resample(samples.T, RENDER_RATE, sample_rate, quality="HQ").T  # [C, L]
     length = round(duration_s * sample_rate)
-    start = int(np.random.default_rng((seed, number)).integers(resampled.shape[1] - length + 1))
+    frame = round(GRID_S * sample_rate)
+    start = frame * int(np.random.default_rng((seed, number)).integers((resampled.shape[1] - length) // frame + 1))
     waveform = np.ascontiguousarray(resampled[:, start : start + length], np.float32)
     lead = next((layer.instrument for layer in track.score.layers if layer.part.role == "lead"), None)
     return Clip(waveform=waveform, labels=track.labels, lead=lead)

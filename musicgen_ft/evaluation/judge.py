@@ -5,7 +5,6 @@ C channels, L samples.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,72 +12,74 @@ import numpy.typing as npt
 import torch
 
 from musicgen_ft.audio import read
-from musicgen_ft.codec import Codec, CodecSpec
-from musicgen_ft.corpus.scan import scan_corpus
+from musicgen_ft.codec import Codec
+from musicgen_ft.corpus.scan import Record, scan_corpus
 from musicgen_ft.errors import UserError
-from musicgen_ft.evaluation.genres import GenreClassifier, train_genre_classifier
+from musicgen_ft.evaluation.clip_features import MIN_S, Floats, clip_features
+from musicgen_ft.evaluation.genres import GenreClassifier
 
 CLIPS_OF_A_TRACK = 3
 """At most: more of one track tell little that is new."""
-MIN_CLIP_S = 1.0
-"""Less tells no genre."""
+Samples = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class LabelledClip:
-    """A clip that the judge learns from."""
-
-    waveform: npt.NDArray[np.float32]
-    """float32 [C, L]."""
-    genre: str
-    """As the corpus says."""
-
-
-def labelled_clips(corpus: Path, spec: CodecSpec, *, clip_s: float) -> list[LabelledClip]:
-    """Clips of the tracks of a corpus that have a genre, one after the other from each track's beginning.
-
-    Args:
-        corpus: a labelled folder or a manifest, as ``prepare`` takes it.
-        spec: whose sample rate and channels they get.
-        clip_s: seconds of each; a shorter track of a second or more is one clip.
+def labelled_tracks(corpus: Path) -> list[Record]:
+    """The tracks of a corpus that have a genre.
 
     Raises:
-        UserError: if the corpus cannot be read, or has clips of fewer than two genres.
+        UserError: if the corpus cannot be read, or has fewer than two genres.
     """
-    rate = spec.sample_rate
-    length = round(max(clip_s, MIN_CLIP_S) * rate)
-    found = []
-    for record in scan_corpus(corpus):
-        if record.problem is not None or record.labels.genre is None:
-            continue
-        samples = read(record.path, sample_rate=rate, channels=spec.channels)
-        starts = range(0, max(1, samples.shape[1] - length + 1), length)
-        clips = [samples[:, start : start + length] for start in starts[:CLIPS_OF_A_TRACK]]
-        found += [LabelledClip(clip, record.labels.genre) for clip in clips if clip.shape[1] >= MIN_CLIP_S * rate]
-    genres = Counter(clip.genre for clip in found)
-    if len(genres) < 2:
-        told = ", ".join(f"{genre} ({number} clips)" for genre, number in genres.items()) or "none"
-        raise UserError(
-            f"--judge {corpus}: found {told}, expected tracks of two genres or more. Label them, or leave it out."
-        )
+    found = [record for record in scan_corpus(corpus) if record.problem is None and record.labels.genre is not None]
+    _refuse_one_genre(corpus, [record.labels.genre for record in found])
     return found
 
 
 def train_judge(
-    clips: Sequence[LabelledClip], codec: Codec, *, progress: Callable[[], object] = lambda: None
+    corpus: Path,
+    tracks: Sequence[Record],
+    codec: Codec,
+    *,
+    clip_s: float,
+    progress: Callable[[], object] = lambda: None,
 ) -> GenreClassifier:
     """A judge that has heard each clip twice: models speak through the codec, and the codec's sound is no genre.
 
     Args:
-        clips: of two genres or more.
+        corpus: for messages.
+        tracks: from ``labelled_tracks``.
         codec: that of the models.
-        progress: called after each clip.
+        clip_s: seconds of a clip; a shorter track of a second or more is one clip.
+        progress: called after each track.
+
+    Raises:
+        UserError: if a file cannot be read, or tracks of fewer than two genres are long enough.
     """
-    waveforms, genres = [], []
-    for clip in clips:
-        length = clip.waveform.shape[1]
-        codes = codec.encode(torch.from_numpy(clip.waveform)[None])
-        waveforms += [clip.waveform, codec.decode(codes)[0, :, :length].cpu().numpy()]
-        genres += [clip.genre, clip.genre]
+    rate = codec.spec.sample_rate
+    features: list[Floats] = []
+    genres: list[str | None] = []
+    for track in tracks:
+        for clip in clips_of(read(track.path, sample_rate=rate, channels=codec.spec.channels), rate, clip_s):
+            codes = codec.encode(torch.from_numpy(clip)[None])
+            back = codec.decode(codes)[0, :, : clip.shape[1]].cpu().numpy()
+            features += [clip_features(clip, rate), clip_features(back, rate)]
+            genres += [track.labels.genre] * 2
         progress()
-    return train_genre_classifier(waveforms, genres, sample_rate=codec.spec.sample_rate)
+    _refuse_one_genre(corpus, genres)
+    return GenreClassifier(np.stack(features), [genre or "" for genre in genres])
+
+
+def clips_of(samples: Samples, sample_rate: int, clip_s: float) -> list[Samples]:
+    """Up to CLIPS_OF_A_TRACK clips of a track float32 [C, L], one after the other from its beginning."""
+    length = round(max(clip_s, MIN_S) * sample_rate)
+    starts = range(0, max(1, samples.shape[1] - length + 1), length)
+    clips = [samples[:, start : start + length] for start in starts[:CLIPS_OF_A_TRACK]]
+    return [clip for clip in clips if clip.shape[1] >= MIN_S * sample_rate]
+
+
+def _refuse_one_genre(corpus: Path, genres: Sequence[str | None]) -> None:
+    if len(counts := Counter(genres)) < 2:
+        told = f"{next(iter(counts))} alone" if counts else "none"
+        raise UserError(
+            f"--judge {corpus}: found {told}, expected tracks of two genres or more, each of a second or more. Label "
+            "them, or leave it out."
+        )

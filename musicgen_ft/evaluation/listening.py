@@ -4,7 +4,7 @@ N clips.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from musicgen_ft.chroma import ChromaSpec
 from musicgen_ft.evaluation.chroma_similarity import chroma_similarity
 from musicgen_ft.evaluation.clap import Clap
+from musicgen_ft.evaluation.clip_features import MIN_S
 from musicgen_ft.evaluation.divergence import Classifier, pairwise_kl
 from musicgen_ft.evaluation.embeddings import Embedder, embedding_moments
 from musicgen_ft.evaluation.figures import Distance, SoundFigures
@@ -20,9 +21,6 @@ from musicgen_ft.evaluation.frechet import Moments, frechet_distance
 from musicgen_ft.evaluation.memorisation import SharedRun, SharedRuns
 from musicgen_ft.evaluation.playing import Heard, at_rate
 from musicgen_ft.shards.index import SplitIndex
-
-CLASSIFIED_S = 1.0
-"""Seconds that a classifier is given at least."""
 
 
 class Listener:
@@ -86,8 +84,8 @@ class Listener:
         return torch.from_numpy(np.stack(rows)).double()
 
     def _lasting(self, waveform: Tensor) -> Tensor:
-        """A clip of ``CLASSIFIED_S`` or more: the rest of a track may be shorter, and is then heard again and again."""
-        times = math.ceil(CLASSIFIED_S * self._sample_rate / waveform.shape[-1])
+        """A clip of ``MIN_S`` or more: the rest of a track may be shorter, and is then heard again and again."""
+        times = math.ceil(MIN_S * self._sample_rate / waveform.shape[-1])
         return waveform.repeat(1, times)
 
     def class_shares(self, probabilities: Tensor | None) -> dict[str, float]:
@@ -100,10 +98,19 @@ class Listener:
         """Share of N clips whose most probable class is their genre; None where no genre is one of the classes."""
         if self.classifier is None or probabilities is None:
             return None
-        classes = self.classifier.classes
-        heard = [classes[place] for place in probabilities.argmax(1).tolist()]
+        classes, heard = self.classifier.classes, self._most_probable(probabilities)
         hits = [one == genre for one, genre in zip(heard, genres, strict=True) if genre in classes]
         return float(np.mean(hits)) if hits else None
+
+    def heard_as_any(self, probabilities: Tensor | None, genres: Collection[str | None]) -> float:
+        """Share of N clips whose most probable class is one of the genres."""
+        assert self.classifier is not None and probabilities is not None
+        return float(np.mean([one in genres for one in self._most_probable(probabilities)]))
+
+    def _most_probable(self, probabilities: Tensor) -> list[str]:
+        """The class of each clip."""
+        assert self.classifier is not None
+        return [self.classifier.classes[place] for place in probabilities.argmax(1).tolist()]
 
     def measure(
         self,

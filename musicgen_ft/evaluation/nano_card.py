@@ -4,18 +4,21 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from musicgen_ft.checkpoint.card import CARD_NAME
 from musicgen_ft.evaluation.nano_summary import (
     CODEBOOK_HEADER,
     HEADER,
     Report,
     codebook_figures,
     figures,
+    finetuning_figures,
+    finetuning_header,
+    finetuning_verdict,
     share,
 )
 from musicgen_ft.files import atomic_path
 
 BEGIN, END = "<!-- figures of nano-report: begin -->", "<!-- figures of nano-report: end -->"
-CARD_NAME = "README.md"
 _BETWEEN = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
 
 
@@ -61,8 +64,8 @@ def figures_markdown(report: Report) -> str:
         f"{judge['train_clips']} real clips and on what the codec makes of the same clips. It is right about",
         f"{share(judge['real'])} of unseen real clips and {share(judge['reconstructed'])} of unseen clips that went",
         f"through the codec; trained on the real ones alone, {share(judge['real_only']['real'])} and",
-        f"{share(judge['real_only']['reconstructed'])}. Tempo and key are heard as `prepare` hears them; the melody's",
-        "instrument by one such regression for each genre that has a choice.",
+        f"{share(judge['real_only']['reconstructed'])}. Tempo and key are heard as `prepare` does, but for fainter",
+        "strokes; the melody's instrument by one such regression for each genre that has a choice.",
         "",
         "Of the clips prompted for each genre, heard as that genre:",
         "",
@@ -74,7 +77,20 @@ def figures_markdown(report: Report) -> str:
             ],
         ),
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_finetuning(report["finetuning"])])
+
+
+def _finetuning(finetuning: Report | None) -> list[str]:
+    if finetuning is None:
+        return []
+    return [
+        "",
+        f"Fine-tuned on {finetuning['genre']}, which it had never heard, by `train/nano_finetuning.py`:",
+        "",
+        *_table(finetuning_header(finetuning), finetuning_figures(finetuning)),
+        "",
+        finetuning_verdict(finetuning),
+    ]
 
 
 def _others(heard: dict[str, int], genre: str) -> str:
@@ -121,9 +137,9 @@ anybody's. So its weights carry no rights of others. `python train/pretrain_nano
 
 ## Limits
 
-It knows the words of its own captions: genre, instruments, key, tempo and mood, as `musicgen-ft synthesize` writes
-them. What it plays is as simple as the rules that made its corpus, and sounds as {model["kbps"]:g} kb/s do. It is for
-trying the toolkit and for tests, not for music to be listened to.
+Its captions told of genre, instruments, key, tempo and mood, as `musicgen-ft synthesize` writes them; how far it
+follows each stands above. What it plays is as simple as the rules that made its corpus, and sounds as
+{model["kbps"]:g} kb/s do. It is for trying the toolkit and for tests, not for music to be listened to.
 """
 
 

@@ -10,8 +10,12 @@ Report = Mapping[str, Any]
 HEADER = ("", "generated", "through the codec", "real", "to compare")
 CODEBOOK_HEADER = ("codebook", "entries used", "perplexity", "loss, nats", "with another's caption", "with none")
 CLIPS = ("generated", "reconstructed", "real")
+FINETUNING_FILE = "finetuning.json"
+"""In the folder of train/nano_finetuning.py."""
 MIN_GENRE_ACCURACY = 0.8
 MAX_SILENT = 0.02
+MAX_NEW_BEFORE, MIN_NEW_AFTER, MAX_OLD_LOST = 0.2, 0.8, 0.1
+"""Of fine-tuning on a new genre: shares of pieces that are heard as the genre they were asked for."""
 
 
 class Figure(NamedTuple):
@@ -44,13 +48,52 @@ def codebook_figures(report: Report) -> list[tuple[str, ...]]:
     ]
 
 
-def summary_lines(report: Report) -> list[str]:
-    """Two tables for a terminal."""
+def finetuning_header(finetuning: Report) -> tuple[str, ...]:
+    """Of ``finetuning_figures``."""
+    genre = finetuning["genre"]
+    shares = (f"{genre} as prompted", f"{genre}, old genres prompted", "old genres as prompted")
+    return ("fine-tuned", *shares, f"loss on {genre}", "loss on old genres")
+
+
+def finetuning_figures(finetuning: Report) -> list[tuple[str, ...]]:
+    """A row for each arm of the value of ``finetuning.json``: of the base, and of what it became."""
+
+    def change(row: Report, name: str, told: Callable[[float], str]) -> str:
+        return f"{told(row['base'][name])} → {told(row['model'][name])}"
+
     return [
-        *_columns([HEADER, *figures(report)]),
-        "",
-        *_columns([CODEBOOK_HEADER, *codebook_figures(report)]),
+        (
+            arm,
+            *(change(row, name, share) for name in ("genre", "uncalled", "others")),
+            *(change(row, name, "{:.2f}".format) for name in ("loss", "others_loss")),
+        )
+        for arm, row in finetuning["arms"].items()
     ]
+
+
+def finetuning_verdict(finetuning: Report) -> str:
+    """What the arms are measured by."""
+    return (
+        f"Wanted: {finetuning['genre']} from at most {share(MAX_NEW_BEFORE)} to at least {share(MIN_NEW_AFTER)}, and "
+        f"at most {share(MAX_OLD_LOST)} less of the old genres. With captions shuffled among the tracks no prompt can "
+        f"be learned: {finetuning['genre']} is then played whatever the prompt, where old genres are prompted as "
+        f"often. {finetuning['pieces']} pieces each, of the genre and of the old ones."
+    )
+
+
+def finetuning_lines(finetuning: Report) -> list[str]:
+    """A table for a terminal."""
+    return columns([finetuning_header(finetuning), *finetuning_figures(finetuning)])
+
+
+def summary_lines(report: Report) -> list[str]:
+    """Tables for a terminal."""
+    lines = [
+        *columns([HEADER, *figures(report)]),
+        "",
+        *columns([CODEBOOK_HEADER, *codebook_figures(report)]),
+    ]
+    return [*lines, "", *finetuning_lines(report["finetuning"])] if report["finetuning"] else lines
 
 
 def share(value: float | None) -> str:
@@ -66,7 +109,8 @@ def plain(value: float | None, unit: str = "", digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}g}{' ' if unit else ''}{unit}"
 
 
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines, each column as wide as its widest cell."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 

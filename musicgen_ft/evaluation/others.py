@@ -1,6 +1,6 @@
 """Other music than what was trained on: what a fine-tuned model should not have forgotten."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,16 @@ from musicgen_ft.model.lm import LanguageModel
 from musicgen_ft.shards.crops import ValidDataset
 from musicgen_ft.shards.format import Split
 from musicgen_ft.shards.index import ShardIndex
+
+
+@dataclass(frozen=True)
+class OtherShares:
+    """What the judge hears in pieces played to captions of other music."""
+
+    as_asked: float
+    """Share that is heard as the genre asked for."""
+    as_learned: float
+    """Share that is heard as a genre of the main prompts, though another was asked for: played whatever the prompt."""
 
 
 @dataclass(frozen=True)
@@ -50,27 +60,32 @@ class Others:
         """Of a model, before it becomes a generator."""
         return likelihood(lm, text_encoder, self.clips, batch_size=batch_size, dtype=dtype)
 
-    def heard_as_asked(
+    def shares(
         self,
         generator: Generator,
         listener: Listener,
+        learned: Collection[str | None],
         *,
         duration_s: float,
         batch_size: int,
         told: Callable[[int, int], None] | None = None,
-    ) -> float | None:
-        """Plays all prompts where there is a judge, and lets it listen."""
+    ) -> OtherShares | None:
+        """Plays all prompts where there is a judge that knows their genres, and lets it listen.
+
+        ``learned`` are the genres of the main prompts: what the model was to learn.
+        """
         if listener.classifier is None:
             return None
         heard, _ = play(generator, self.prompts, duration_s=duration_s, batch_size=batch_size, told=told)
-        return self._share(listener, [piece.waveform for piece in heard])
+        probabilities = listener.probabilities([piece.waveform for piece in heard])
+        as_asked = listener.heard_as_asked(probabilities, [prompt.genre for prompt in self.prompts])
+        if as_asked is None:
+            return None
+        return OtherShares(as_asked=as_asked, as_learned=listener.heard_as_any(probabilities, learned))
 
     def real_heard_as_asked(self, codec: Codec, listener: Listener) -> float | None:
         """The judge's verdict on the real tracks: the most that a model can come to."""
         if listener.classifier is None:
             return None
-        return self._share(listener, [hear(codec, prompt.reference).waveform for prompt in self.prompts])
-
-    def _share(self, listener: Listener, waveforms: list[torch.Tensor]) -> float | None:
-        genres = [prompt.genre for prompt in self.prompts]
-        return listener.heard_as_asked(listener.probabilities(waveforms), genres)
+        clips = [hear(codec, prompt.reference).waveform for prompt in self.prompts]
+        return listener.heard_as_asked(listener.probabilities(clips), [prompt.genre for prompt in self.prompts])

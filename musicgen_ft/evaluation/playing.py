@@ -140,7 +140,7 @@ def play(
     batch_size: int,
     told: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Heard], Throughput]:
-    """Plays all prompts by the usual rules (top-k 250, temperature 1, guidance 3).
+    """Plays all prompts by the usual rules (``Sampling()``, guidance 3).
 
     A melody model follows the reference's own tune.
 

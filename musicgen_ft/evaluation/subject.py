@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from musicgen_ft.checkpoint.base import Base, build_lm, open_base
+from musicgen_ft.checkpoint.card import FACTS_FILE
 from musicgen_ft.config import FinetuneConfig
 from musicgen_ft.errors import UserError
 from musicgen_ft.files import read_json
@@ -16,9 +17,6 @@ from musicgen_ft.model.lm import LanguageModel
 from musicgen_ft.shards.format import Manifest, check_chroma, check_codec
 from musicgen_ft.training.run import INFO_FILE, RunFolder, exported_weights
 from musicgen_ft.training.trained import whole_model
-
-GENERATOR_FILE = "musicgen_ft.json"
-"""In a generator folder that ``export`` made of a run: what that was."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +85,7 @@ def open_generator(place: str, *, channels: int | None = None) -> Subject:
         UserError: if there is no such base.
     """
     base = open_base(place, channels=channels)
-    facts = _facts(base.folder / GENERATOR_FILE)
+    facts = _facts(base.folder / FACTS_FILE)
     config, info = facts.get("config", {}), facts.get("info", {})
     origin = info.get("base")
     return Subject(

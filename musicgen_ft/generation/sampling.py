@@ -9,21 +9,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from musicgen_ft.model.lm import usual_top_k
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """The rule of drawing, as audiocraft's ``set_generation_params`` has it (spec 6)."""
 
-    top_k: int = 250
-    """Only the k most likely codes; 0 takes all."""
+    top_k: int | None = None
+    """Only the k most likely codes; 0 takes all; None takes 250 of 2048, and that share of other codebooks."""
     top_p: float = 0.0
     """Only the most likely codes whose mass before them is at most p; above 0 it replaces ``top_k``."""
     temperature: float = 1.0
     """Divides the logits; 0 takes the most likely code always (greedy)."""
 
     def __post_init__(self) -> None:
-        if self.top_k < 0 or not 0.0 <= self.top_p <= 1.0 or self.temperature < 0:
+        if (self.top_k or 0) < 0 or not 0.0 <= self.top_p <= 1.0 or self.temperature < 0:
             raise ValueError(f"{self}: expected top_k >= 0, top_p in [0, 1], temperature >= 0")
+
+    def k_of(self, card: int) -> int:
+        """``top_k`` for codebooks of so many entries; 0 takes all."""
+        return usual_top_k(card) if self.top_k is None else self.top_k
 
 
 class SeededNoise:
@@ -54,12 +60,12 @@ class SeededNoise:
 class Rules:
     """The rules of the rows of a batch as tensors on the device, so that rows with other rules are drawn at once."""
 
-    def __init__(self, samplings: Sequence[Sampling], device: torch.device | str = "cpu") -> None:
+    def __init__(self, samplings: Sequence[Sampling], card: int, device: torch.device | str = "cpu") -> None:
         self.greedy = [sampling.temperature == 0 for sampling in samplings]
         self.is_greedy = torch.tensor(self.greedy, device=device)[:, None]  # [B, 1]
         self.temperature = _column([sampling.temperature or 1.0 for sampling in samplings], device)
         self.top_p = _column([sampling.top_p for sampling in samplings], device)
-        takes_k = [sampling.top_k if not sampling.top_p else 0 for sampling in samplings]
+        takes_k = [sampling.k_of(card) if not sampling.top_p else 0 for sampling in samplings]
         self.top_k = _column(takes_k, device)
         self.max_k = max(takes_k)
         self.has_top_p = any(sampling.top_p for sampling in samplings)

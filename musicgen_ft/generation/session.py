@@ -91,7 +91,7 @@ class Session:
         S = sequence.shape[2]
         self.sequence[:, :, :S].copy_(sequence)
         self.sequence[:, :, S:] = self._decoder.config.special_token_id
-        rules = Rules(samplings, device)
+        rules = Rules(samplings, self._decoder.config.card, device)
         if self._rules is None:
             self._rules = rules
         else:
@@ -247,7 +247,7 @@ class Sessions:
         num_tokens = condition.cross[0][0].shape[2] if condition.cross else 0
         is_masked = condition.mask is not None
         shape = (condition.prefix.shape[1], num_tokens if self.mode != "eager" else 0, is_masked)
-        rules = Rules(samplings).kind
+        rules = Rules(samplings, self.decoder.config.card).kind
         key = _Key(len(sequence), guidance.num_ways, *shape, rules, two_step, self.mode)
         S = sequence.shape[2]
         fitting = [session for session in self._idle if session.key == key and session.num_steps >= S]

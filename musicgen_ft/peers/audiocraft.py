@@ -111,7 +111,7 @@ def generate(
     generator.set_custom_progress_callback(progress)
     generator.set_generation_params(
         use_sampling=options.sampling.temperature > 0,
-        top_k=options.sampling.top_k,
+        top_k=options.sampling.k_of(generator.lm.card),
         top_p=options.sampling.top_p,
         temperature=options.sampling.temperature or 1.0,
         cfg_coef=options.cfg_coef,

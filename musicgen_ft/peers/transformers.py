@@ -103,7 +103,7 @@ def generate(
     told = LogitsProcessorList([_Told(progress, num_steps)] if progress is not None else [])
     greedy = options.sampling.temperature == 0
     drawing = {
-        "top_k": options.sampling.top_k,
+        "top_k": options.sampling.k_of(decoder.vocab_size),
         "top_p": options.sampling.top_p or None,
         "temperature": options.sampling.temperature,
     }

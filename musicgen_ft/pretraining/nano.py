@@ -3,33 +3,55 @@
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from musicgen_ft.checkpoint import transformers_format
-from musicgen_ft.checkpoint.nano import NanoSizes, lm_config
+from musicgen_ft.checkpoint.card import CARD_NAME, FACTS_FILE
 from musicgen_ft.codec import Codec
 from musicgen_ft.corpus.labels import Labels
 from musicgen_ft.corpus.scan import scan_corpus
 from musicgen_ft.files import atomic_path
 from musicgen_ft.model.conditioning import TextEncoder
-from musicgen_ft.model.lm import LanguageModel
+from musicgen_ft.model.lm import LanguageModel, LMConfig
+from musicgen_ft.pretraining.untrained import NanoSizes
 
 
 def write_untrained_lm(folder: Path, sizes: NanoSizes, codec: Codec, text_encoder: TextEncoder, *, seed: int) -> None:
-    """A base folder in transformers format: a trained codec and text encoder, a language model of random weights."""
-    config = lm_config(sizes, codec, text_encoder)
+    """Writes a base into an existing folder, in transformers format: with a language model of random weights.
+
+    Args:
+        folder: where to.
+        sizes: of the language model.
+        codec: a trained one.
+        text_encoder: a trained one.
+        seed: of the weights.
+    """
+    config = LMConfig(
+        dim=sizes.dim,
+        num_heads=sizes.dim // 64,
+        num_layers=sizes.num_layers,
+        ffn_dim=4 * sizes.dim,
+        n_q=codec.spec.n_q,
+        card=codec.spec.card,
+        delays=tuple(range(codec.spec.n_q)),
+        text_dim=text_encoder.dim,
+    )
     torch.manual_seed(seed)
     lm = LanguageModel(config)
     lm.init_weights()
     transformers_format.write_folder(folder, lm.state_dict(), config, codec, text_encoder)
 
 
-def store_in_half(folder: Path) -> None:
-    """Rewrites the weights of a generator folder in fp16; its config still asks readers to open them in fp32.
+def make_base(folder: Path) -> None:
+    """Makes a generator folder a base: weights in fp16, and nothing of the run, since there was no base before it.
+
+    Its config still asks readers to open the weights in fp32. The card is that of ``make nano-report``.
 
     Raises:
         ValueError: if a codec or text encoder was not rounded before: other weights would give other codes.
     """
+    for name in (FACTS_FILE, CARD_NAME):
+        (folder / name).unlink()
     path = folder / "model.safetensors"
     tensors = load_file(path)
     halves = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
@@ -38,7 +60,7 @@ def store_in_half(folder: Path) -> None:
         if is_frozen and not torch.equal(value.to(tensors[name].dtype), tensors[name]):
             raise ValueError(f"{name} is no half-precision number")
     with atomic_path(path) as temporary:
-        save_file(halves, temporary, metadata={"format": "pt"})
+        temporary.write_bytes(save(halves, metadata={"format": "pt"}))  # save_file's are their owner's alone to read
 
 
 def read_labels(corpus: Path) -> list[Labels]:

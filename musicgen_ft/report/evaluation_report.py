@@ -101,7 +101,7 @@ def _real(evaluation: Evaluation) -> str:
 
 def _lead(evaluation: Evaluation) -> str:
     number_of = f"{len(evaluation.prompts):,} piece{'s' * (len(evaluation.prompts) != 1)}"
-    whose = "held-out tracks" if evaluation.split == "valid" else "tracks that it was trained on: nothing was held out"
+    whose = "held-out tracks" if evaluation.split == "valid" else "training tracks: nothing was held out"
     beside = f", beside {evaluation.models['base'].place}" if "base" in evaluation.models else ""
     return f"{number_of} played to captions of {whose}{beside}."
 
@@ -156,6 +156,11 @@ def _other_tiles(evaluation: Evaluation) -> list[Tile]:
             told.append(f"real tracks {evaluation.real_others_heard_as_asked:.0%}")
         shown.append(
             Tile(value=f"{model.heard_as_asked:.0%}", label="Other music, heard as asked", note=", ".join(told))
+        )
+    if model.heard_as_learned is not None:
+        of_base = "" if base is None or base.heard_as_learned is None else f"base {base.heard_as_learned:.0%}"
+        shown.append(
+            Tile(value=f"{model.heard_as_learned:.0%}", label="Other music, heard as what was learned", note=of_base)
         )
     return shown
 

@@ -16,6 +16,9 @@ from musicgen_ft.evaluation.nano_summary import (
     Report,
     codebook_figures,
     figures,
+    finetuning_figures,
+    finetuning_header,
+    finetuning_verdict,
     plain,
     share,
 )
@@ -72,6 +75,7 @@ def write_nano_page(path: Path, report: Report, sounds: Sequence[GenreSound]) ->
             body=card("All clips together", table("Figures of all clips", HEADER, figures(report))),
         ),
         _genres(report),
+        *_finetuning(report["finetuning"]),
         _codec(report),
         _listen(sounds),
     ]
@@ -161,6 +165,24 @@ def _codec(report: Report) -> Section:
             width_rem=24,
         ),
     )
+
+
+def _finetuning(finetuning: Report | None) -> list[Section]:
+    if finetuning is None:
+        return []
+    header, rows = finetuning_header(finetuning), finetuning_figures(finetuning)
+    return [
+        Section(
+            anchor="finetuning",
+            title="Fine-tuning",
+            lead=f"What became of it by fine-tuning on {finetuning['genre']}, which it had never heard.",
+            body=card(
+                "Base → fine-tuned",
+                table("Each way of fine-tuning", header, rows),
+                note=finetuning_verdict(finetuning),
+            ),
+        )
+    ]
 
 
 def _listen(sounds: Sequence[GenreSound]) -> Section:

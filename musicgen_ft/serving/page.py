@@ -110,9 +110,10 @@ def build_page(studio: Studio, *, seed: int | None = None) -> Any:
             )  # fmt: skip
         with gr.Accordion("Negative prompt, how codes are drawn", open=False):
             negative = gr.Textbox(label="Negative prompt", placeholder="What to stay away from", lines=1)
+            usual_k = studio.facts(studio.generators[0]).top_k
             with gr.Row():
                 temperature = gr.Slider(0, 2, 1.0, step=0.05, label="Temperature", buttons=[])
-                top_k = gr.Slider(0, 1000, 250, step=1, label="Top-k (0: all)", buttons=[])
+                top_k = gr.Slider(0, 1000, usual_k, step=1, label="Top-k (0: all)", buttons=[])
                 top_p = gr.Slider(0, 1, 0.0, step=0.01, label="Top-p (above 0: no top-k)", buttons=[])
         with gr.Row(elem_id="go"):
             play = gr.Button("Play", variant="primary", elem_id="play", scale=3)

@@ -24,7 +24,7 @@ from musicgen_ft.errors import UserError
 from musicgen_ft.generation.generator import Generator
 from musicgen_ft.generation.options import Request
 from musicgen_ft.generation.sampling import Sampling
-from musicgen_ft.model.lm import LanguageModel
+from musicgen_ft.model.lm import LanguageModel, usual_top_k
 
 MAX_PROMPT = 1000
 """Characters: a pasted page is a mistake, not a prompt."""
@@ -62,8 +62,8 @@ class Wish:
     """Scale of classifier-free guidance."""
     temperature: float = 1.0
     """0 takes the most likely code."""
-    top_k: int = 250
-    """0 takes all codes."""
+    top_k: int | None = None
+    """0 takes all codes, None the usual share of them."""
     top_p: float = 0.0
     """Above 0 it replaces ``top_k``."""
     melody: Path | None = None
@@ -90,6 +90,8 @@ class Facts:
     """Whether it was trained on melodies."""
     window_s: float
     """Seconds that it was trained on; longer pieces are played by a moving window."""
+    top_k: int
+    """From how many codes it draws, unless the listener wishes otherwise."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,9 @@ class Studio:
                 raise UserError(f"{name} is given twice. Give each generator once: both sides can play it.")
             self._bases[name] = open_base(name)
         self._facts = {
-            name: Facts(base.lm_config.chroma is not None, base.lm_config.max_duration_s)
+            name: Facts(
+                base.lm_config.chroma is not None, base.lm_config.max_duration_s, usual_top_k(base.lm_config.card)
+            )
             for name, base in self._bases.items()
         }
         self._opened: OrderedDict[str, _Opened] = OrderedDict()
@@ -206,7 +210,7 @@ class Studio:
         _in_range("seed", wish.seed, 0, MAX_SEED)
         _in_range("guidance", wish.cfg_coef, 0, 20)
         _in_range("temperature", wish.temperature, 0, 5)
-        _in_range("top-k", wish.top_k, 0, 100_000)
+        _in_range("top-k", wish.top_k or 0, 0, 100_000)
         _in_range("top-p", wish.top_p, 0, 1)
         for adapter, strength in side.strengths.items():
             if adapter not in self.adapters_of(side.generator):
@@ -238,7 +242,7 @@ class Studio:
             began = time.monotonic()
             chunks: list[Tensor] = []
             how = {**_plain(wish), "generator": side.generator, "adapter": strengths, "toolkit_version": __version__}
-            how["sample_rate"] = generator.sample_rate
+            how["sample_rate"], how["top_k"] = generator.sample_rate, request.sampling.k_of(generator.codec.spec.card)
             for chunk in generator.stream(request):
                 chunks.append(chunk)
                 yield Piece(torch.cat(chunks, dim=1), generator.sample_rate, wish.duration_s, False, how)

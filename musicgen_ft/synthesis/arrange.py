@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from musicgen_ft.synthesis.drums import VELOCITIES
 from musicgen_ft.synthesis.melody import Phrase, sing_bar, write_phrase
@@ -14,6 +15,9 @@ from musicgen_ft.synthesis.theory import Chord, Key, nearest_pitch
 
 _BARS_PER_SECTION = 4
 _FORM = "AABA"
+GRID_S = 0.02
+"""A beat is a whole number of these, frames of EnCodec at 50 Hz: what is played again has nearly the same codes again,
+and from that a small model learns within an hour that music has a beat."""
 
 
 class Note(NamedTuple):
@@ -40,8 +44,8 @@ class Score:
     """All that is played in one track."""
 
     genre: Genre
-    bpm: int
-    """Quarter notes in a minute."""
+    beat_s: float
+    """Length of a quarter note in seconds."""
     key: Key
     moods: tuple[str, ...]
     layers: tuple[Layer, ...]
@@ -49,9 +53,14 @@ class Score:
     """Piece of the kit -> when it is struck."""
 
     @property
+    def bpm(self) -> int:
+        """Quarter notes in a minute, rounded as captions tell them."""
+        return round(60 / self.beat_s)
+
+    @property
     def step_s(self) -> float:
         """Length of a sixteenth note in seconds."""
-        return 60 / self.bpm / STEPS_PER_BEAT
+        return self.beat_s / STEPS_PER_BEAT
 
     @property
     def instruments(self) -> tuple[str, ...]:
@@ -76,22 +85,13 @@ class Bar(NamedTuple):
     """Whether the drums lead into the next section."""
 
 
-@dataclass(frozen=True)
-class _Clock:
-    """Turns steps into seconds."""
+class _Feel(NamedTuple):
+    """How one player plays the bars of a section: the same every time, as a loop or a habit is."""
 
-    step_s: float
-    swing: tuple[int, float]
-    looseness_s: float
-    rng: np.random.Generator
-
-    def time_s(self, step: int) -> float:
-        """When a step sounds: every second unit comes late, and players are not machines."""
-        unit, late = self.swing
-        pair, inside = divmod(step, 2 * unit)
-        share = inside * (1 + late) if inside <= unit else 2 * unit - (2 * unit - inside) * (1 - late)
-        jitter = float(self.rng.normal(0, self.looseness_s)) if self.looseness_s else 0.0
-        return max(0.0, (pair * 2 * unit + share) * self.step_s + jitter)
+    late_s: NDArray[np.float64]
+    """Of each step, against the even time, [steps]."""
+    velocity: NDArray[np.float64]
+    """Of each step, [steps]."""
 
 
 def compose(genre: Genre, rng: np.random.Generator, duration_s: float) -> Score:
@@ -105,29 +105,33 @@ def compose(genre: Genre, rng: np.random.Generator, duration_s: float) -> Score:
     Returns:
         The score; its last notes may end after ``duration_s``.
     """
-    bpm = int(rng.integers(genre.tempo_bpm[0], genre.tempo_bpm[1] + 1))
+    beat_s = _choose_beat_s(genre, rng)
     key = Key(int(rng.integers(12)), _choose(rng, tuple(genre.progressions)))
     moods = tuple(str(mood) for mood in rng.choice(genre.moods[key.mode], size=2, replace=False))
-    step_s = 60 / bpm / STEPS_PER_BEAT
-    bars = list(_form(genre, key, rng, math.ceil(duration_s / (genre.steps_per_bar * step_s))))
-    clock = _Clock(step_s, genre.swing, genre.looseness_s, rng)
+    bars = list(_form(genre, key, rng, math.ceil(duration_s / (genre.beats_per_bar * beat_s))))
 
     layers: list[Layer] = []
     for part in genre.parts:
         plays = rng.random() < part.probability
         taken = {layer.instrument for layer in layers}
         instrument = _choose(rng, tuple(name for name in part.instruments if name not in taken))
-        notes = tuple(_play_part(part, genre, key, bars, clock, rng))
+        notes = tuple(_play_part(part, genre, key, bars, beat_s / STEPS_PER_BEAT, rng))
         if plays:
             layers.append(Layer(part, instrument, notes))
     return Score(
         genre=genre,
-        bpm=bpm,
+        beat_s=beat_s,
         key=key,
         moods=moods,
         layers=tuple(layers),
-        strokes=_play_drums(genre, bars, clock, rng),
+        strokes=_play_drums(genre, bars, beat_s / STEPS_PER_BEAT, rng),
     )
+
+
+def _choose_beat_s(genre: Genre, rng: np.random.Generator) -> float:
+    """A tempo of the genre's whose beat lies on the grid."""
+    slowest, fastest = (60 / bpm / GRID_S for bpm in genre.tempo_bpm)
+    return GRID_S * int(rng.integers(math.ceil(fastest), math.floor(slowest) + 1))
 
 
 def _choose(rng: np.random.Generator, options: tuple[str, ...]) -> str:
@@ -153,11 +157,26 @@ def _form(genre: Genre, key: Key, rng: np.random.Generator, num_bars: int) -> It
         yield Bar(number, letter, position, chords[number], chords[number + 1], number < num_intro, is_fill)
 
 
+def _draw_feel(genre: Genre, softest: float, rng: np.random.Generator) -> _Feel:
+    """Timing and loudness of a section's bars; a stroke has between ``softest`` and all of its loudness."""
+    steps = genre.steps_per_bar
+    return _Feel(rng.normal(0, genre.looseness_s, steps), rng.uniform(softest, 1.0, steps))
+
+
+def _start_s(bar: Bar, step: int, genre: Genre, feel: _Feel, step_s: float) -> float:
+    """When a step of a bar sounds: every second unit comes late, and players are not machines."""
+    unit, late = genre.swing
+    pair, inside = divmod(bar.number * genre.steps_per_bar + step, 2 * unit)
+    share = inside * (1 + late) if inside <= unit else 2 * unit - (2 * unit - inside) * (1 - late)
+    return max(0.0, (pair * 2 * unit + share) * step_s + float(feel.late_s[step]))
+
+
 def _play_part(
-    part: Part, genre: Genre, key: Key, bars: list[Bar], clock: _Clock, rng: np.random.Generator
+    part: Part, genre: Genre, key: Key, bars: list[Bar], step_s: float, rng: np.random.Generator
 ) -> Iterator[Note]:
     patterns = {section: _choose(rng, part.patterns) for section in "AB"}
     phrases = {section: write_phrase(part.patterns, rng) for section in "AB"}
+    feels = {section: _draw_feel(genre, 0.9, rng) for section in "AB"}
     for bar in bars:
         if part.role == "lead" and bar.is_intro:
             continue
@@ -167,13 +186,14 @@ def _play_part(
             notes = _chords(patterns[bar.section], bar, part)
         else:
             notes = _single_tones(patterns[bar.section], bar, part)
+        feel = feels[bar.section]
         for event, pitches in notes:
-            start_s = clock.time_s(bar.number * genre.steps_per_bar + event.step)
+            start_s = _start_s(bar, event.step, genre, feel, step_s)
             accent = 1.0 if event.step % STEPS_PER_BEAT == 0 else 0.82
-            velocity = accent * float(rng.uniform(0.9, 1.0))
+            velocity = accent * float(feel.velocity[event.step])
             for order, midi in enumerate(pitches):
                 late_s = order * part.strum_s
-                yield Note(start_s + late_s, event.length * clock.step_s, midi, velocity)
+                yield Note(start_s + late_s, event.length * step_s, midi, velocity)
 
 
 def _lead(phrase: Phrase, bar: Bar, key: Key, part: Part, genre: Genre) -> list[tuple[Event, list[int]]]:
@@ -202,16 +222,19 @@ def _single_tones(pattern: str, bar: Bar, part: Part) -> list[tuple[Event, list[
     return notes
 
 
-def _play_drums(genre: Genre, bars: list[Bar], clock: _Clock, rng: np.random.Generator) -> dict[str, tuple[Note, ...]]:
+def _play_drums(genre: Genre, bars: list[Bar], step_s: float, rng: np.random.Generator) -> dict[str, tuple[Note, ...]]:
     if genre.drums is None:
         return {}
     grooves = {section: genre.drums.grooves[int(rng.integers(len(genre.drums.grooves)))] for section in "AB"}
+    pieces = dict.fromkeys(piece for groove in (*grooves.values(), genre.drums.fill) for piece in groove)
+    feels = {(section, piece): _draw_feel(genre, 0.92, rng) for section in "AB" for piece in pieces}
     strokes: dict[str, list[Note]] = {}
     for bar in bars:
         groove = {**grooves[bar.section], **(genre.drums.fill if bar.is_fill else {})}
         for piece, pattern in groove.items():
+            feel = feels[bar.section, piece]
             for event in parse_pattern(pattern):
-                start_s = clock.time_s(bar.number * genre.steps_per_bar + event.step)
-                velocity = VELOCITIES[event.symbol] * float(rng.uniform(0.92, 1.0))
+                start_s = _start_s(bar, event.step, genre, feel, step_s)
+                velocity = VELOCITIES[event.symbol] * float(feel.velocity[event.step])
                 strokes.setdefault(piece, []).append(Note(start_s, 0.0, 0, velocity))
     return {piece: tuple(notes) for piece, notes in strokes.items()}

@@ -1,9 +1,12 @@
 """Writes a corpus: for each track a wav file and a JSON file of its labels beside it."""
 
+import multiprocessing
 import wave
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
@@ -21,6 +24,7 @@ def synthesize_corpus(
     duration_s: float,
     sample_rate: int = 44_100,
     genres: Sequence[str] | None = None,
+    workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
     """Writes labelled tracks into a folder that is there.
@@ -35,6 +39,7 @@ def synthesize_corpus(
         duration_s: length of each track.
         sample_rate: of the files, in Hz.
         genres: names in ``GENRES``, taken in turn; None takes all.
+        workers: processes that share the tracks.
         progress: called after each track with the tracks done and ``num_tracks``.
 
     Returns:
@@ -50,16 +55,35 @@ def synthesize_corpus(
         raise UserError(f"genres is empty, expected some of: {', '.join(GENRES)}. Leave it out to take them all.")
     for name in names:
         find_genre(name)
+    work = [(folder, seed, number, names[number % len(names)], duration_s, sample_rate) for number in range(num_tracks)]
     paths = []
-    for number in range(num_tracks):
-        genre = names[number % len(names)]
-        track = render_track(seed, number, genre=genre, duration_s=duration_s, sample_rate=sample_rate)
-        path = folder / f"{number:05d}_{genre.replace(' ', '_')}.wav"
-        write_track(path, track)
+    for done, path in enumerate(_synthesized(work, workers), start=1):
         paths.append(path)
         if progress is not None:
-            progress(number + 1, num_tracks)
-    return paths
+            progress(done, num_tracks)
+    return sorted(paths)
+
+
+_Work: TypeAlias = tuple[Path, int, int, str, float, int]
+"""Folder, seed, number, genre, duration in seconds, sample rate in Hz."""
+
+
+def _synthesized(work: Sequence[_Work], workers: int) -> Iterator[Path]:
+    """The files, as they get done."""
+    if workers == 1:
+        yield from map(_synthesize_track, work)
+        return
+    spawn = multiprocessing.get_context("spawn")  # what the parent has loaded may hold threads: no fork
+    with ProcessPoolExecutor(min(workers, len(work)), mp_context=spawn) as pool:
+        for done in as_completed([pool.submit(_synthesize_track, one) for one in work]):
+            yield done.result()
+
+
+def _synthesize_track(work: _Work) -> Path:
+    folder, seed, number, genre, duration_s, sample_rate = work
+    path = folder / f"{number:05d}_{genre.replace(' ', '_')}.wav"
+    write_track(path, render_track(seed, number, genre=genre, duration_s=duration_s, sample_rate=sample_rate))
+    return path
 
 
 def write_track(path: Path, track: Track) -> None:

@@ -20,7 +20,7 @@ _BLOCK = 64  # samples that share one gain of compressor and limiter
 
 def echo(bus: FloatArray, delay_s: float, feedback: float, sample_rate: int) -> FloatArray:
     """The bus with echoes that change sides, float32 [C, L]; ``feedback`` is the loudness from one to the next."""
-    shift = int(delay_s * sample_rate)
+    shift = round(delay_s * sample_rate)
     echoed = bus.copy()
     gain = feedback
     for repeat in range(1, 6):
@@ -60,7 +60,7 @@ def duck(length: int, sample_rate: int, kicks_s: Sequence[float], depth_db: floa
     dip = np.float32(1 - db_to_gain(-depth_db)) * decay(seconds(int(0.4 * sample_rate), sample_rate), 0.08)
     dip[: int(0.005 * sample_rate)] *= np.linspace(0, 1, int(0.005 * sample_rate), dtype=np.float32)
     pressed = np.zeros(length, np.float32)
-    for start in (int(kick_s * sample_rate) for kick_s in kicks_s):
+    for start in (round(kick_s * sample_rate) for kick_s in kicks_s):
         window = pressed[start : start + len(dip)]
         np.maximum(window, dip[: len(window)], out=window)
     return 1 - pressed

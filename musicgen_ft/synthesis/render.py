@@ -1,6 +1,7 @@
 """Plays a score: from (seed, number) to the waveform and the labels of a track. C is 2 channels, L samples."""
 
 import math
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,18 +60,19 @@ def render_track(
             f"sample_rate is {sample_rate} Hz, expected {_MIN_SAMPLE_RATE} or more. Choose another --sample_rate."
         )
     rules = find_genre(genre if genre is not None else tuple(GENRES)[number % len(GENRES)])
-    writer, player, speaker = (np.random.default_rng((seed, number, stream)) for stream in range(3))
+    writer, speaker = (np.random.default_rng((seed, number, stream)) for stream in (0, 2))
     score = compose(rules, writer, duration_s)
-    waveform = play(score, player, duration_s, sample_rate)
+    waveform = play(score, duration_s, sample_rate)
     return Track(waveform, sample_rate, describe(score, speaker), score)
 
 
-def play(score: Score, rng: np.random.Generator, duration_s: float, sample_rate: int) -> FloatArray:
+def play(score: Score, duration_s: float, sample_rate: int) -> FloatArray:
     """Plays, mixes and fades a score, float32 [2, L] in (-1, 1).
+
+    A note of an instrument, a drum and a room sound the same in every track, as those of a sampler do.
 
     Args:
         score: what is played.
-        rng: for noises and phases.
         duration_s: length; what would sound later is cut.
         sample_rate: in Hz.
     """
@@ -81,7 +83,7 @@ def play(score: Score, rng: np.random.Generator, duration_s: float, sample_rate:
     kicks_s = [note.start_s for note in score.strokes.get("kick", ())]
     for layer in score.layers:
         part = layer.part
-        bus = _play_layer(layer, rng, length, sample_rate)
+        bus = _play_layer(layer, length, sample_rate)
         bus *= db_to_gain(part.gain_db) / np.float32(active_rms(bus, sample_rate) + 1e-9)
         if part.echo:
             bus = echo(bus, 3 * score.step_s, part.echo, sample_rate)
@@ -90,15 +92,20 @@ def play(score: Score, rng: np.random.Generator, duration_s: float, sample_rate:
         mix += bus
         send += np.float32(part.reverb / 2) * bus.sum(axis=0)
     if genre.drums is not None:
-        bus = _play_drums(score, genre.drums.kit, rng, length, sample_rate)
+        bus = _play_drums(score, genre.drums.kit, length, sample_rate)
         bus *= db_to_gain(genre.drums.gain_db) / np.float32(active_rms(bus, sample_rate) + 1e-9)
         mix += bus
         send += np.float32(genre.drums.reverb / 2) * bus.sum(axis=0)
-    mix += reverb(send, genre.room_s, sample_rate, rng)
+    mix += reverb(send, genre.room_s, sample_rate, _noise_of(genre.name))
     return _fade(master(mix, sample_rate), sample_rate)
 
 
-def _play_layer(layer: Layer, rng: np.random.Generator, length: int, sample_rate: int) -> FloatArray:
+def _noise_of(*what: object) -> np.random.Generator:
+    """Phases and noise of a sound, by its name alone."""
+    return np.random.default_rng(zlib.crc32(repr(what).encode()))
+
+
+def _play_layer(layer: Layer, length: int, sample_rate: int) -> FloatArray:
     """One part, float32 [2, L]. A note that comes back is rendered once."""
     voice = INSTRUMENTS[layer.instrument]
     sounds: dict[tuple[int, float], FloatArray] = {}
@@ -106,16 +113,17 @@ def _play_layer(layer: Layer, rng: np.random.Generator, length: int, sample_rate
     for note in layer.notes:
         pitch = (note.midi, note.duration_s)
         if pitch not in sounds:
-            sounds[pitch] = voice(Cue(frequency_hz(note.midi), note.duration_s, sample_rate, rng))
+            noise = _noise_of(layer.instrument, note.midi)
+            sounds[pitch] = voice(Cue(frequency_hz(note.midi), note.duration_s, sample_rate, noise))
         _add(bus, sounds[pitch], note, layer.part.pan, sample_rate)
     return bus
 
 
-def _play_drums(score: Score, kit: str, rng: np.random.Generator, length: int, sample_rate: int) -> FloatArray:
+def _play_drums(score: Score, kit: str, length: int, sample_rate: int) -> FloatArray:
     """The drums, float32 [2, L]."""
     bus = np.zeros((2, length), np.float32)
     for piece, strokes in score.strokes.items():
-        sound = KITS[kit][piece](sample_rate, rng)[None]
+        sound = KITS[kit][piece](sample_rate, _noise_of(kit, piece))[None]
         level = db_to_gain(LEVELS_DB.get(piece, 0.0))
         for note in strokes:
             _add(bus, sound, note._replace(velocity=note.velocity * float(level)), PAN.get(piece, 0.0), sample_rate)
@@ -124,7 +132,7 @@ def _play_drums(score: Score, kit: str, rng: np.random.Generator, length: int, s
 
 def _add(bus: FloatArray, sound: FloatArray, note: Note, pan: float, sample_rate: int) -> None:
     """Adds a sound [C, L'] to the bus at its time and place, with equal power between the channels."""
-    start = int(note.start_s * sample_rate)
+    start = round(note.start_s * sample_rate)
     sound = sound[:, : max(0, bus.shape[1] - start)]
     angle = (pan + 1) * math.pi / 4
     gains = np.array([[math.cos(angle)], [math.sin(angle)]], np.float32) * np.float32(note.velocity * math.sqrt(2))

@@ -190,6 +190,7 @@ class Listening(lightning.Callback):
     def _write(self, name: str, waveforms: Sequence[Tensor], *, step: int, weights: str) -> None:
         rate, options = self._codec.spec.sample_rate, self._options
         how = {"step": step, "weights": weights, "duration_s": options.duration_s, **asdict(options.sampling)}
+        how |= {"top_k": options.sampling.k_of(self._codec.spec.card)}
         how |= {"cfg_coef": options.cfg_coef, "sample_rate": rate, "toolkit_version": __version__}
         with atomic_folder(self._folder / name) as folder:
             for number, waveform in enumerate(waveforms):

@@ -127,25 +127,6 @@ def test_a_file_is_refused(tmp_path: Path) -> None:
         open_base(str(file))
 
 
-# ---- nano ------------------------------------------------------------------------------------------------------------
-
-
-def test_nano_is_built_once_into_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    base = open_base("nano")
-    assert base.folder.parent == tmp_path / "musicgen-ft"
-    assert [path.name for path in base.folder.parent.iterdir()] == [base.folder.name]  # nothing temporary is left
-    written = (base.folder / "model.safetensors").stat().st_mtime_ns
-    assert (open_base("nano").folder / "model.safetensors").stat().st_mtime_ns == written
-
-
-def test_a_half_built_nano_is_built_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder = open_base("nano").folder
-    (folder / "config.json").unlink()
-    assert open_base("nano").lm_config.n_q == 4
-
-
 # ---- the licence -----------------------------------------------------------------------------------------------------
 
 

@@ -133,10 +133,22 @@ def test_a_tensor_left_over_is_listed(transformers_folder: Path, part: str, name
         getattr(open_base(str(transformers_folder)), part)()
 
 
+def test_the_config_does_not_tell_the_folders_that_its_parts_were_read_from(
+    transformers_folder: Path, tmp_path: Path
+) -> None:
+    base = open_base(str(transformers_folder))
+    codec, text_encoder = base.codec(), base.text_encoder()
+    parts: list[Any] = [codec.model, text_encoder.encoder]
+    for part in parts:
+        part.config._name_or_path = "/a/secret/place"
+    transformers_format.write_folder(tmp_path, base.lm_state(), base.lm_config, codec, text_encoder)
+    assert "secret" not in (tmp_path / "config.json").read_text()
+
+
 def test_a_tensor_of_another_shape_is_listed(transformers_folder: Path) -> None:
     name = "audio_encoder.quantizer.layers.0.codebook.embed"
-    edit_weights(transformers_folder, lambda tensors: tensors.update({name: torch.zeros(3, 32)}))
-    with pytest.raises(UserError, match=r"1 of another shape .*embed \(3, 32\), expected \(256, 32\)"):
+    edit_weights(transformers_folder, lambda tensors: tensors.update({name: torch.zeros(3, 64)}))
+    with pytest.raises(UserError, match=r"1 of another shape .*embed \(3, 64\), expected \(256, 64\)"):
         open_base(str(transformers_folder)).codec()
 
 
@@ -167,7 +179,7 @@ def test_the_folder_holds_what_the_hubs_repositories_hold(transformers_folder: P
     assert config["decoder"]["decoder_start_token_id"] == 256
     generation = json.loads((transformers_folder / "generation_config.json").read_text())
     assert generation["do_sample"] is True
-    assert (generation["guidance_scale"], generation["top_k"], generation["max_length"]) == (3.0, 250, 1500)
+    assert (generation["guidance_scale"], generation["top_k"], generation["max_length"]) == (3.0, 31, 1500)
 
 
 def test_a_half_precision_model_keeps_codec_and_t5_in_fp32(

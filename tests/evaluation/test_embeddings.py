@@ -18,7 +18,7 @@ def sound(seconds: float, *, channels: int = 1, seed: int = 0) -> Tensor:
 def test_an_embedding_is_the_mean_of_a_seconds_latents_which_are_what_is_quantised(nano_codec: Codec) -> None:
     waveform, embedder = sound(3.0), EncodecEmbedder(nano_codec)
     found = embedder.embed(waveform, RATE)
-    assert found.shape == (3, embedder.dim) == (3, 32)
+    assert found.shape == (3, embedder.dim) == (3, 64)
     latents = nano_codec.model.encoder(waveform[None])  # [1, D, T]
     torch.testing.assert_close(found[1], latents[0, :, 50:100].mean(1))
     codes = nano_codec.model.quantizer.encode(latents, nano_codec._bandwidth)  # [K, 1, T]

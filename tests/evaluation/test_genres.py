@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from musicgen_ft.errors import UserError
-from musicgen_ft.evaluation.clip_features import RATE, clip_features, num_features
-from musicgen_ft.evaluation.genres import GenreClassifier, match_genres, train_genre_classifier
+from musicgen_ft.evaluation.clip_features import RATE, Floats, clip_features, num_features
+from musicgen_ft.evaluation.genres import GenreClassifier, match_genres
 from musicgen_ft.evaluation.held_out import Clip, render_clips
 from musicgen_ft.evaluation.lead import LeadClassifier
 
@@ -31,9 +31,11 @@ def unseen() -> list[Clip]:
 
 @pytest.fixture(scope="module")
 def classifier(training: list[Clip]) -> GenreClassifier:
-    return train_genre_classifier(
-        [clip.waveform for clip in training], [clip.genre for clip in training], sample_rate=RATE
-    )
+    return GenreClassifier(features_of(training), [clip.genre for clip in training])
+
+
+def features_of(clips: list[Clip]) -> Floats:
+    return np.stack([clip_features(clip.waveform, RATE) for clip in clips])
 
 
 # ---- features --------------------------------------------------------------------------------------------------------
@@ -115,7 +117,7 @@ def test_a_classifier_is_the_same_each_time(training: list[Clip], unseen: list[C
 
 def test_one_genre_is_refused(training: list[Clip]) -> None:
     with pytest.raises(UserError, match="found clips of 1 genre, expected two"):
-        train_genre_classifier([clip.waveform for clip in training[:2]], ["techno"] * 2, sample_rate=RATE)
+        GenreClassifier(features_of(training[:2]), ["techno"] * 2)
 
 
 def test_matches_are_counted_by_what_was_asked() -> None:

@@ -10,7 +10,7 @@ import torch
 from musicgen_ft.audio import write_wav
 from musicgen_ft.codec import Codec
 from musicgen_ft.errors import UserError
-from musicgen_ft.evaluation.judge import CLIPS_OF_A_TRACK, labelled_clips, train_judge
+from musicgen_ft.evaluation.judge import CLIPS_OF_A_TRACK, clips_of, labelled_tracks, train_judge
 from musicgen_ft.evaluation.listening import Listener
 
 RATE = 16_000
@@ -39,22 +39,21 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_clips_are_cut_from_each_labelled_track_and_no_more_than_few(corpus: Path, nano_codec: Codec) -> None:
-    of_second = labelled_clips(corpus, nano_codec.spec, clip_s=1.2)
-    assert len(of_second) == 6 * CLIPS_OF_A_TRACK
-    assert {clip.waveform.shape for clip in of_second} == {(1, round(1.2 * RATE))}
-    assert sum(clip.genre == "chords" for clip in of_second) == 9
-    assert not np.array_equal(of_second[0].waveform, of_second[1].waveform)
-
-    whole = labelled_clips(corpus, nano_codec.spec, clip_s=60.0)
-    assert [clip.waveform.shape[1] for clip in whole] == [5 * RATE] * 6
+def test_clips_are_cut_from_the_beginning_and_no_more_than_few() -> None:
+    track = sound("noise", 5.0, 0).numpy()
+    clips = clips_of(track, RATE, 1.2)
+    assert len(clips) == CLIPS_OF_A_TRACK
+    assert {clip.shape for clip in clips} == {(1, round(1.2 * RATE))}
+    assert np.array_equal(np.concatenate(clips, axis=1), track[:, : 3 * round(1.2 * RATE)])
+    assert [clip.shape[1] for clip in clips_of(track, RATE, 60.0)] == [5 * RATE]
+    assert clips_of(track[:, : RATE // 2], RATE, 60.0) == []
 
 
 def test_a_judge_tells_genres_apart_and_how_many_were_heard_as_asked(corpus: Path, nano_codec: Codec) -> None:
-    clips = labelled_clips(corpus, nano_codec.spec, clip_s=2.0)
+    tracks = labelled_tracks(corpus)
     done: list[None] = []
-    judge = train_judge(clips, nano_codec, progress=lambda: done.append(None))
-    assert (judge.classes, len(done)) == (("chords", "noise"), len(clips))
+    judge = train_judge(corpus, tracks, nano_codec, clip_s=2.0, progress=lambda: done.append(None))
+    assert (judge.classes, len(done)) == (("chords", "noise"), 7)
     assert judge.predict(sound("noise", 2.0, 50)[0].numpy(), RATE) == "noise"
     assert judge.predict(sound("chords", 2.0, 51)[0].numpy(), RATE) == "chords"
 
@@ -68,11 +67,17 @@ def test_a_judge_tells_genres_apart_and_how_many_were_heard_as_asked(corpus: Pat
     assert Listener((), sample_rate=RATE).heard_as_asked(heard, ["noise"] * 3) is None
 
 
-def test_a_folder_of_one_genre_is_refused(tmp_path: Path, nano_codec: Codec) -> None:
-    (tmp_path / "a.json").write_text(json.dumps({"genre": "noise"}))
-    write_wav(tmp_path / "a.wav", sound("noise", 0.5, 0), RATE)
-    with pytest.raises(UserError, match=r"--judge .*: found none, expected tracks of two genres or more"):
-        labelled_clips(tmp_path, nano_codec.spec, clip_s=1.0)
-    write_wav(tmp_path / "a.wav", sound("noise", 2.0, 0), RATE)
-    with pytest.raises(UserError, match=r"found noise \(2 clips\), expected tracks of two genres"):
-        labelled_clips(tmp_path, nano_codec.spec, clip_s=1.0)
+def test_a_folder_of_one_genre_is_refused_also_where_the_other_is_too_short(tmp_path: Path, nano_codec: Codec) -> None:
+    def track(name: str, genre: str, seconds: float) -> None:
+        write_wav(tmp_path / f"{name}.wav", sound("noise", seconds, 0), RATE)
+        (tmp_path / f"{name}.json").write_text(json.dumps({"genre": genre}))
+
+    track("a", "noise", 2.0)
+    with pytest.raises(UserError, match=r"--judge .*: found noise alone, expected tracks of two genres or more"):
+        labelled_tracks(tmp_path)
+    track("b", "chords", 0.5)
+    with pytest.raises(UserError, match="found noise alone, expected tracks of two genres or more"):
+        train_judge(tmp_path, labelled_tracks(tmp_path), nano_codec, clip_s=1.0)
+    track("a", "noise", 0.5)
+    with pytest.raises(UserError, match="found none, expected tracks of two genres or more"):
+        train_judge(tmp_path, labelled_tracks(tmp_path), nano_codec, clip_s=1.0)

@@ -1,8 +1,10 @@
 """Claims about tempo errors: relative, with and without octaves, and beside what chance would reach."""
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
+from musicgen_ft.corpus.auto_labels import RhythmAndKey
 from musicgen_ft.evaluation.tempo import hear_clip, match_tempi, tempo_error, within_by_chance
 
 
@@ -32,11 +34,27 @@ def test_chance_holds_every_clip_against_the_other_prompts_of_its_group() -> Non
     assert within_by_chance([100.0], [100.0], ["a"]) is None
 
 
+def clicks(rate: int = 8000) -> npt.NDArray[np.float32]:
+    """120 a minute, [1, L]."""
+    samples = np.zeros((1, 8 * rate), np.float32)
+    click = np.random.default_rng(0).standard_normal(200).astype(np.float32) * np.exp(
+        -np.arange(200, dtype=np.float32) / 40
+    )
+    for start in range(0, samples.shape[1] - 200, rate // 2):
+        samples[0, start : start + 200] += click
+    return samples
+
+
 def test_clicks_are_heard_at_their_rate() -> None:
-    rate = 8000
-    clicks = np.zeros((1, 8 * rate), np.float32)
-    noise = np.random.default_rng(0).standard_normal(200).astype(np.float32) * np.exp(-np.arange(200) / 40)
-    for start in range(0, clicks.shape[1] - 200, rate // 2):  # 120 a minute
-        clicks[0, start : start + 200] += noise
-    assert hear_clip(clicks, rate).bpm == pytest.approx(120, rel=0.01)
-    assert hear_clip(np.zeros((1, 8 * rate), np.float32), rate).bpm is None
+    assert hear_clip(clicks(), 8000).bpm == pytest.approx(120, rel=0.01)
+    assert hear_clip(np.zeros((1, 64_000), np.float32), 8000).bpm is None
+
+
+def test_faint_strokes_in_noise_are_heard_that_would_give_a_corpus_no_label_and_noise_alone_is_not() -> None:
+    noise = np.random.default_rng(1).standard_normal((1, 64_000)).astype(np.float32)
+    faint = (clicks() + 0.1 * noise).astype(np.float32)
+    strict = RhythmAndKey(8000)
+    strict.push(faint)
+    assert strict.finish().bpm is None
+    assert hear_clip(faint, 8000).bpm == pytest.approx(120, rel=0.01)
+    assert hear_clip(noise, 8000).bpm is None

@@ -61,7 +61,7 @@ def test_every_frame_is_a_code_whatever_the_delays(
     make_lm: MakeLM, make_text: MakeText, delays: tuple[int, ...], num_frames: int
 ) -> None:
     lm, text = make_lm(delays=delays), make_text(3, 2)
-    codes = generate_codes(lm, text, num_frames=num_frames, sampling=Sampling(), seeds=[0, 1])
+    codes = generate_codes(lm, text, num_frames=num_frames, sampling=Sampling(top_k=0), seeds=[0, 1])
     assert codes.shape == (2, 4, num_frames)
     assert 0 <= codes.min() <= codes.max() < 11  # never the special token, never unknown
 
@@ -69,7 +69,9 @@ def test_every_frame_is_a_code_whatever_the_delays(
 @pytest.mark.parametrize("num_known", [1, 3, 12])
 def test_the_prompt_stands_at_the_beginning(make_lm: MakeLM, make_text: MakeText, num_known: int) -> None:
     prompt = random_codes(2, 4, num_known)
-    codes = generate_codes(make_lm(), make_text(3, 2), num_frames=13, sampling=Sampling(), seeds=[0, 1], prompt=prompt)
+    codes = generate_codes(
+        make_lm(), make_text(3, 2), num_frames=13, sampling=Sampling(top_k=0), seeds=[0, 1], prompt=prompt
+    )
     assert torch.equal(codes[:, :, :num_known], prompt)
     assert codes.shape == (2, 4, 13)
 
@@ -91,13 +93,13 @@ def count_rows(lm: LanguageModel) -> list[int]:
 def test_a_guidance_of_one_is_no_guidance_and_costs_none(make_lm: MakeLM, make_text: MakeText) -> None:
     lm, text = make_lm(), make_text(5, 3)
     rows = count_rows(lm)
-    none = generate_codes(lm, text, num_frames=9, sampling=Sampling(), seeds=[0, 1], cfg_coef=1.0)
+    none = generate_codes(lm, text, num_frames=9, sampling=Sampling(top_k=0), seeds=[0, 1], cfg_coef=1.0)
     assert set(rows) == {2}
     rows.clear()
-    nearly_none = generate_codes(lm, text, num_frames=9, sampling=Sampling(), seeds=[0, 1], cfg_coef=1 + 1e-6)
+    nearly_none = generate_codes(lm, text, num_frames=9, sampling=Sampling(top_k=0), seeds=[0, 1], cfg_coef=1 + 1e-6)
     assert set(rows) == {4}
     assert torch.equal(none, nearly_none)
-    guided = generate_codes(lm, text, num_frames=9, sampling=Sampling(), seeds=[0, 1], cfg_coef=3.0)
+    guided = generate_codes(lm, text, num_frames=9, sampling=Sampling(top_k=0), seeds=[0, 1], cfg_coef=3.0)
     assert not torch.equal(none, guided)
 
 
@@ -112,16 +114,17 @@ def test_a_guidance_of_zero_ignores_the_text(make_lm: MakeLM, make_text: MakeTex
 
 def test_masked_text_makes_a_row_independent_of_its_batch(make_lm: MakeLM, make_text: MakeText) -> None:
     lm, text = make_lm(text_padding="transformers"), make_text(3, 8)
-    both = generate_codes(lm, text, num_frames=9, sampling=Sampling(), seeds=[4, 5])
+    both = generate_codes(lm, text, num_frames=9, sampling=Sampling(top_k=0), seeds=[4, 5])
     alone = TextStates(text.states[:1, :3], text.mask[:1, :3])
-    assert torch.equal(generate_codes(lm, alone, num_frames=9, sampling=Sampling(), seeds=[4])[0], both[0])
+    assert torch.equal(generate_codes(lm, alone, num_frames=9, sampling=Sampling(top_k=0), seeds=[4])[0], both[0])
 
 
 def test_a_seed_gives_the_same_codes_and_another_seed_others(make_lm: MakeLM, make_text: MakeText) -> None:
     lm, text = make_lm(), make_text(3, 3)
     text = TextStates(text.states[[0, 0]], text.mask)
     first, again, other = (
-        generate_codes(lm, text, num_frames=9, sampling=Sampling(), seeds=seeds) for seeds in ((1, 2), (1, 2), (3, 2))
+        generate_codes(lm, text, num_frames=9, sampling=Sampling(top_k=0), seeds=seeds)
+        for seeds in ((1, 2), (1, 2), (3, 2))
     )
     assert torch.equal(first, again)
     assert not torch.equal(first[0], other[0])
@@ -192,7 +195,7 @@ def test_each_window_goes_on_from_the_end_of_the_one_before(
 
 def test_a_longer_piece_begins_as_the_shorter_one(make_lm: MakeLM, make_text: MakeText) -> None:
     lm, text = make_lm(), make_text(5, 3)
-    short, long = (long_codes(lm, text, T, sampling=Sampling(), seeds=[3, 30]) for T in (16, 22))
+    short, long = (long_codes(lm, text, T, sampling=Sampling(top_k=0), seeds=[3, 30]) for T in (16, 22))
     assert torch.equal(long[:, :, :16], short)
 
 

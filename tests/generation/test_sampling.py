@@ -16,7 +16,7 @@ def random_logits(seed: int = 0) -> Tensor:
 
 
 def draw(logits: Tensor, sampling: Sampling, noise: SeededNoise) -> Tensor:
-    rules = Rules([sampling] * len(logits))
+    rules = Rules([sampling] * len(logits), logits.shape[2])
     return rules.draw(logits, noise.exponential(*logits.shape[1:]) if rules.needs_noise else torch.empty(0))
 
 
@@ -67,7 +67,7 @@ def test_top_p_replaces_top_k() -> None:
 
 def test_codes_are_drawn_as_often_as_they_are_likely() -> None:
     probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
-    codes = drawn_codes(probabilities.log().expand(2, 5, 4), Sampling(), times=2000)
+    codes = drawn_codes(probabilities.log().expand(2, 5, 4), Sampling(top_k=0), times=2000)
     shares = torch.bincount(codes.flatten(), minlength=4) / codes.numel()
     torch.testing.assert_close(shares, probabilities, rtol=0, atol=0.015)  # 20000 draws: 4 deviations of 0.0035
 
@@ -75,7 +75,7 @@ def test_codes_are_drawn_as_often_as_they_are_likely() -> None:
 def test_a_low_temperature_sharpens_and_a_high_one_flattens() -> None:
     logits = torch.tensor([1.0, 0.0]).expand(1, 4, 2)
     for temperature in (0.5, 1.0, 2.0):
-        share = (drawn_codes(logits, Sampling(temperature=temperature), times=2000) == 0).float().mean().item()
+        share = (drawn_codes(logits, Sampling(top_k=0, temperature=temperature), times=2000) == 0).float().mean().item()
         assert share == pytest.approx(torch.sigmoid(torch.tensor(1 / temperature)).item(), abs=0.022)
 
 
@@ -83,7 +83,7 @@ def test_a_row_draws_the_same_alone_and_in_a_batch() -> None:
     logits = random_logits()
     together, alone = SeededNoise([7, 8, 9]), SeededNoise([8])
     for _ in range(5):
-        assert torch.equal(draw(logits, Sampling(), together)[1:2], draw(logits[1:2], Sampling(), alone))
+        assert torch.equal(draw(logits, Sampling(top_k=0), together)[1:2], draw(logits[1:2], Sampling(top_k=0), alone))
 
 
 def test_rows_with_other_seeds_draw_otherwise_and_with_equal_seeds_alike() -> None:
@@ -100,4 +100,13 @@ def test_rules_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
 
 
 def test_the_defaults_are_audiocrafts() -> None:
-    assert Sampling() == Sampling(top_k=250, top_p=0.0, temperature=1.0)
+    assert Sampling() == Sampling(top_k=None, top_p=0.0, temperature=1.0)
+    assert Sampling().k_of(2048) == 250
+    assert Sampling(top_k=7).k_of(2048) == 7
+    assert Sampling(top_k=0).k_of(2048) == 0
+
+
+@pytest.mark.parametrize(("card", "k"), [(1024, 125), (256, 31), (5, 1), (2, 1)])
+def test_of_smaller_codebooks_as_large_a_share_is_drawn_from(card: int, k: int) -> None:
+    assert Sampling().k_of(card) == k
+    assert Rules([Sampling(), Sampling(top_k=3)], card).top_k.flatten().tolist() == [k, 3]

@@ -57,8 +57,8 @@ def naive_codes(
                 ordered, indices = p.sort(dim=-1, descending=True)
                 ordered = ordered.where(ordered.cumsum(-1) - ordered <= sampling.top_p, 0.0)
                 p = torch.zeros_like(p).scatter(-1, indices, ordered)
-            elif sampling.top_k > 0:
-                least = p.topk(min(sampling.top_k, p.shape[-1]), dim=-1).values[..., -1:]
+            elif k := sampling.k_of(lm.config.card):
+                least = p.topk(min(k, p.shape[-1]), dim=-1).values[..., -1:]
                 p = p.where(p >= least, 0.0)
             drawn = (p / torch.empty(p.shape[1:]).exponential_(generator=generator)).argmax(-1)
         now = sequence[:, :, step]
@@ -89,7 +89,9 @@ def test_pieces_with_other_lengths_prompts_and_rules_play_together_as_alone(
         assert 0 <= together[row].min() <= together[row].max() < 11
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, Sampling(top_k=5, temperature=0.9), Sampling(top_p=0.7), Sampling()])
+@pytest.mark.parametrize(
+    "sampling", [GREEDY, Sampling(top_k=5, temperature=0.9), Sampling(top_p=0.7), Sampling(top_k=0)]
+)
 @pytest.mark.parametrize("mode", ["eager", "static"])
 def test_seeds_give_the_music_that_they_have_always_given(
     make_lm: MakeLM, make_text: MakeText, sampling: Sampling, mode: Mode

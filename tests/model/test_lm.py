@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from musicgen_ft.model.conditioning import TextStates
-from musicgen_ft.model.lm import KVCache, LanguageModel, Layer, LMConfig, Recompute, sinusoidal_positions
+from musicgen_ft.model.lm import KVCache, LanguageModel, Layer, LMConfig, Recompute, _attention, sinusoidal_positions
 
 MakeLM = Callable[..., LanguageModel]
 MakeText = Callable[..., TextStates]
@@ -315,3 +316,30 @@ def test_recomputing_runs_the_layers_twice_in_training_and_once_without_gradient
     with torch.no_grad():
         lm.states(codes, text)
     assert calls.count("fc1") == len(lm.layers)
+
+
+@pytest.mark.parametrize("is_masked", [False, True])
+@pytest.mark.parametrize("plain_steps", [1024, 6])
+def test_on_a_cpu_attention_in_bf16_and_its_gradients_are_near_those_of_fp32(
+    monkeypatch: pytest.MonkeyPatch, plain_steps: int, is_masked: bool
+) -> None:
+    """Of plain products, and of torch's own over more steps than those are for."""
+    monkeypatch.setattr("musicgen_ft.model.lm.PLAIN_STEPS", plain_steps)
+    generator = torch.Generator().manual_seed(0)
+    q, keys, values, wanted = (torch.randn(2, 3, 7, 8, generator=generator).bfloat16() for _ in range(4))
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [1, 1, 0, 1, 0, 0, 0]]).bool()[:, None, None] if is_masked else None
+    found = [x.clone().requires_grad_() for x in (q, keys, values)]
+    with torch.autocast("cpu", torch.bfloat16):
+        out = _attention(found[0], found[1], found[2], mask=mask, is_causal=not is_masked)
+    assert out.dtype == torch.bfloat16
+    out.backward(wanted)
+
+    exact = [x.float().requires_grad_() for x in (q, keys, values)]
+    expected = F.scaled_dot_product_attention(exact[0], exact[1], exact[2], attn_mask=mask, is_causal=not is_masked)
+    expected.backward(wanted.float())
+    pairs = [(out, expected), *((ours.grad, theirs.grad) for ours, theirs in zip(found, exact, strict=True))]
+    for ours, theirs in pairs:
+        assert ours is not None and theirs is not None
+        if plain_steps == 6:
+            assert torch.equal(ours, theirs.bfloat16())
+        assert (ours.float() - theirs).norm() < 0.01 * theirs.norm()  # bf16 keeps 8 bits: half of the last is 0.002

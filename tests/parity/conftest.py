@@ -24,6 +24,7 @@ from musicgen_ft.checkpoint.base import Base, open_base
 from musicgen_ft.model.conditioning import TextEncoder
 from musicgen_ft.model.lm import LanguageModel
 from musicgen_ft.peers import audiocraft, transformers
+from musicgen_ft.pretraining.untrained import NanoSizes, untrained_text_encoder
 
 # As the released files have them (spec 1.2), with keys that are read by nobody; sizes all differ.
 LM_CONFIG = """
@@ -144,6 +145,14 @@ def perturb(module: torch.nn.Module) -> None:
     for name, parameter in module.named_parameters():
         if "norm" in name or name.endswith("bias"):
             parameter.data += 0.3 * torch.randn_like(parameter)
+
+
+@pytest.fixture(scope="session")
+def text_encoder() -> TextEncoder:
+    """A T5 of nano's shapes with random weights, by which toy models play more varied codes than by nano's."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2306)
+        return untrained_text_encoder(NanoSizes())
 
 
 def build_audiocraft_lm(text_encoder: TextEncoder, config: str) -> Any:

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from musicgen_ft.audio import write_wav
-from musicgen_ft.checkpoint.nano import NanoSizes, untrained_encodec
 from musicgen_ft.pretraining.codec import Clips, CodecTraining, relative_l1, train_codec
+from musicgen_ft.pretraining.untrained import NanoSizes, untrained_encodec
 
 SIZES = NanoSizes(num_filters=4, latent_dim=16)
 RATE = 16_000

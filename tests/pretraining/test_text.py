@@ -4,10 +4,10 @@ import math
 
 import torch
 
-from musicgen_ft.checkpoint.nano import NanoSizes, untrained_text_encoder
 from musicgen_ft.corpus.captions import CaptionPolicy
 from musicgen_ft.corpus.labels import Labels
 from musicgen_ft.pretraining.text import TextTraining, train_text_encoder
+from musicgen_ft.pretraining.untrained import NanoSizes, untrained_text_encoder
 
 LABELS = [
     Labels(

@@ -156,6 +156,7 @@ def test_a_judge_of_a_labelled_folder_tells_what_genres_it_hears_and_others_what
     for model in values["models"].values():  # the others are the shards themselves here
         assert model["others"]["likelihood"] == model["likelihood"]["valid"]
         assert model["others"]["heard_as_asked"] == model["sound"]["heard_as_asked"]
+        assert model["others"]["heard_as_asked"] <= model["others"]["heard_as_learned"] <= 1  # of the same genres
     assert values["real_others_heard_as_asked"] == values["yardsticks"]["held_out"]["heard_as_asked"]
     assert "What a classifier hears" in (tmp_path / "e" / "index.html").read_text()
 

@@ -32,7 +32,7 @@ Train = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def train(shards: Path, start_two: Group, tmp_path_factory: pytest.TempPathFactory) -> Train:
+def train(shards: Path, untrained_base: Path, start_two: Group, tmp_path_factory: pytest.TempPathFactory) -> Train:
     """Trains on two processes to the end, once for the same words."""
     made: dict[tuple[object, ...], Path] = {}
 
@@ -40,7 +40,7 @@ def train(shards: Path, start_two: Group, tmp_path_factory: pytest.TempPathFacto
         key = (strategy, steps, *words)
         if key not in made:
             out = tmp_path_factory.mktemp(strategy) / "run"
-            options = ("--strategy", strategy, "--max_steps", steps, *TRAINING, *words)
+            options = ("--base", untrained_base, "--strategy", strategy, "--max_steps", steps, *TRAINING, *words)
             finish(start_two("finetune", shards, "--out", out, *options))
             made[key] = out
         return made[key]
@@ -179,10 +179,10 @@ def test_in_bf16_it_trains_too(train: Train) -> None:
 
 @pytest.mark.slow
 def test_a_run_killed_goes_on_bit_for_bit_past_a_damaged_shard_told_aloud(
-    shards: Path, train: Train, start_two: Group, tmp_path: Path
+    shards: Path, untrained_base: Path, train: Train, start_two: Group, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    options = ("--strategy", "fsdp", "--max_steps", STEPS, *TRAINING, "--save_every_steps", 2)
+    options = ("--base", untrained_base, "--strategy", "fsdp", "--max_steps", STEPS, *TRAINING, "--save_every_steps", 2)
     both = start_two("finetune", shards, "--out", run, *options)
     wait_for_step(run, 7, both[0])
     both[1].kill()
@@ -201,14 +201,17 @@ def test_a_run_killed_goes_on_bit_for_bit_past_a_damaged_shard_told_aloud(
 
 
 @pytest.fixture(scope="module")
-def stopped(shards: Path, start_two: Group, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def stopped(
+    shards: Path, untrained_base: Path, start_two: Group, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
     """A function that gives a run of two processes of which one was told to stop after its third step or so."""
     made: dict[str, Path] = {}
 
     def stop(strategy: str) -> Path:
         if strategy not in made:
             run = tmp_path_factory.mktemp("stopped") / "run"
-            both = start_two("finetune", shards, "--out", run, "--strategy", strategy, "--max_steps", STEPS, *TRAINING)
+            options = ("--base", untrained_base, "--strategy", strategy, "--max_steps", STEPS, *TRAINING)
+            both = start_two("finetune", shards, "--out", run, *options)
             wait_for_step(run, 3, both[0])
             both[1].kill(signal.SIGTERM)
             assert [process.status() for process in both] == [75, 75], both[0].text() + both[1].text()

@@ -360,7 +360,7 @@ def test_transformers_opens_the_export_with_its_processor_and_plays_it(generator
     assert not report["mismatched_keys"]
     assert waveform.shape == (1, 1, 10 * 320)
     assert processor.feature_extractor.sampling_rate == model.config.audio_encoder.sampling_rate == 16_000
-    assert (model.generation_config.guidance_scale, model.generation_config.top_k) == (3.0, 250)
+    assert (model.generation_config.guidance_scale, model.generation_config.top_k) == (3.0, 31)
 
 
 def test_audiocrafts_get_pretrained_opens_the_export_and_plays_it(generator: Path) -> None:

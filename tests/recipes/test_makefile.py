@@ -118,10 +118,15 @@ def test_demo_makes_room_for_itself_and_touches_nothing_else(make: Make, fresh: 
 
 
 def test_nano_report_makes_room_and_writes_the_card_of_nano_or_of_another_base(make: Make, fresh: Path) -> None:
-    (fresh / "nano-report").mkdir()
-    assert make("nano-report")[-1] == "python train/nano_report.py --out nano-report --card true"
-    assert not (fresh / "nano-report").exists()
-    assert make("nano-report", "BASE=a base")[-1].endswith("--card true --base a base")
+    made = ("nano-finetuning", "nano-report")
+    for name in made:
+        (fresh / name).mkdir()
+    assert make("nano-report")[-2:] == [
+        "python train/nano_finetuning.py --out nano-finetuning",
+        "python train/nano_report.py --out nano-report --card true --finetuning nano-finetuning",
+    ]
+    assert not any((fresh / name).exists() for name in made)
+    assert all(line.endswith(" --base a base") for line in make("nano-report", "BASE=a base")[-2:])
 
 
 def test_check_runs_everything(make: Make) -> None:

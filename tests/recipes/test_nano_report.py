@@ -5,7 +5,6 @@ import io
 import json
 import re
 import runpy
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +12,16 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+import torch
 
 from musicgen_ft.cli import parse
+from musicgen_ft.codec import Codec
 from musicgen_ft.config import NanoReportConfig
 from musicgen_ft.errors import UserError
 from musicgen_ft.evaluation.nano_card import BEGIN, END, write_card
 from musicgen_ft.evaluation.nano_summary import codebook_figures, figures, share, summary_lines
+from musicgen_ft.pretraining.nano import write_untrained_lm
+from musicgen_ft.pretraining.untrained import NanoSizes, untrained_encodec, untrained_text_encoder
 
 RECIPE = Path(__file__).parents[2] / "train" / "nano_report.py"
 TINY = ("--clips", "1", "--judge_clips", "2", "--duration_s", "1", "--device", "cpu")
@@ -50,11 +53,15 @@ def run() -> Run:
 
 
 @pytest.fixture(scope="module")
-def done(run: Run, nano_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+def done(run: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
     """The report of a base with random weights, the base's folder, and what was printed."""
     place = tmp_path_factory.mktemp("report")
     base, out = place / "random", place / "out"
-    shutil.copytree(nano_folder, base)
+    base.mkdir()
+    sizes = NanoSizes(num_filters=8, latent_dim=32, dim=128, num_layers=4)
+    torch.manual_seed(1)
+    codec, text_encoder = Codec(untrained_encodec(sizes), id="random"), untrained_text_encoder(sizes)
+    write_untrained_lm(base, sizes, codec, text_encoder, seed=1)
     held_out = [word for genre in HELD_OUT for word in ("--held_out", genre)]
     status, printed, err = run("--base", base, "--out", out, "--card", "true", *TINY, *held_out)
     assert status == 0, err
@@ -141,6 +148,21 @@ def test_a_card_with_a_place_for_the_figures_keeps_its_own_words(report: dict[st
     assert text.endswith(f"{END}\n\nthe end\n") and "old figures" not in text
     write_card(tmp_path, report)
     assert card.read_text() == text
+
+
+def test_what_fine_tuning_made_of_it_stands_in_the_report(report: dict[str, Any], run: Run, tmp_path: Path) -> None:
+    arm = {"genre": 0.05, "uncalled": 0.1, "others": 0.9, "loss": 3.456, "others_loss": 2.5}
+    found = {"base": "nano", "genre": "reggae", "pieces": 20, "arms": {"adapters": {"base": arm, "model": arm}}}
+    with_it = {**report, "finetuning": found}
+    assert summary_lines(with_it)[: len(summary_lines(report))] == summary_lines(report)
+    assert "adapters    5% → 5%" in summary_lines(with_it)[-1]
+    text = write_card(tmp_path, with_it).read_text()
+    assert (
+        "Fine-tuned on reggae, which it had never heard" in text
+        and "| adapters | 5% → 5% | 10% → 10% | 90% → 90% |" in text
+    )
+    status, _, err = run("--out", tmp_path / "out", "--finetuning", tmp_path / "none")
+    assert status == 2 and "expected the folder of a finished train/nano_finetuning.py" in err
 
 
 def test_mistakes_are_told_before_anything_is_made(run: Run, nano_folder: Path, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_the_base_takes_another_t5_and_begins_its_projection_anew(nano_folder: P
 
     assert (own.lm_config.text_dim, other.lm_config.text_dim, other.text_encoder().dim) == (64, 40, 40)
     states = own.lm_state(), other.lm_state()
-    assert states[1]["text_proj.weight"].shape == (128, 40)
+    assert states[1]["text_proj.weight"].shape == (192, 40)
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0] if not name.startswith("text_proj"))
     assert torch.equal(states[1]["text_proj.weight"], other.lm_state()["text_proj.weight"])
 

@@ -7,7 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from musicgen_ft.evaluation.nano_summary import codebook_figures, figures
+from musicgen_ft.evaluation.nano_summary import (
+    codebook_figures,
+    figures,
+    finetuning_figures,
+    finetuning_header,
+    finetuning_verdict,
+)
 from musicgen_ft.report.nano_page import GenreSound, write_nano_page
 
 EVIL = "\"'><script>alert(1)</script>"
@@ -44,6 +50,18 @@ REPORT: dict[str, Any] = {
     "real": {**CLIPS, "looping": None},
     "chance": {"genre": 0.125, "key": 1 / 24},
     "speed": {"times_real_time": 5.4321, "device": "cpu", "threads": 2, "batch_size": 8},
+    "finetuning": None,
+}
+FINETUNING: dict[str, Any] = {
+    "base": "nano",
+    "genre": "reggae",
+    "pieces": 20,
+    "arms": {
+        "adapters": {
+            "base": {"genre": 0.05, "uncalled": 0.0, "others": 0.9, "loss": 3.456, "others_loss": 2.5},
+            "model": {"genre": 0.85, "uncalled": 0.1, "others": 0.8, "loss": 2.345, "others_loss": 2.625},
+        }
+    },
 }
 
 
@@ -72,6 +90,17 @@ def test_every_figure_is_on_the_page(page: Any) -> None:
     assert "8 clips of 10 s played from captions of unseen tracks, and 12 unseen clips" in written.text
     assert len(written.all("audio")) == len(written.all("img")) == 6
     assert [str(link["href"]) for link in written.all("a")[1:]] == ["#figures", "#genres", "#codec", "#listen"]
+
+
+def test_what_became_of_it_by_fine_tuning_stands_on_the_page_where_that_was_measured(page: Any) -> None:
+    assert finetuning_figures(FINETUNING) == [
+        ("adapters", "5% → 85%", "0% → 10%", "90% → 80%", "3.46 → 2.35", "2.50 → 2.62")
+    ]
+    written = page({**REPORT, "finetuning": FINETUNING}, [])
+    for cell in (*finetuning_header(FINETUNING), *finetuning_figures(FINETUNING)[0], finetuning_verdict(FINETUNING)):
+        assert cell in written.text
+    assert "reggae from at most 20% to at least 80%, and at most 10% less of the old genres" in written.text
+    assert "#finetuning" in [str(link["href"]) for link in written.all("a")[1:]]
 
 
 def test_a_genre_that_was_heard_but_never_asked_for_has_its_column(page: Any) -> None:

@@ -1,9 +1,11 @@
 """What is written: melody and bass follow the harmony, motifs come back, drums play their groove."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from musicgen_ft.synthesis.arrange import Note, Score, compose
+from musicgen_ft.synthesis.arrange import GRID_S, Note, Score, compose
 from musicgen_ft.synthesis.genres import GENRES
 from musicgen_ft.synthesis.style import Drums, Genre, Part
 
@@ -101,3 +103,25 @@ def test_every_instrument_of_a_score_plays(genre: str) -> None:
     score = write(GENRES[genre], duration_s=10.0)
     assert all(layer.notes for layer in score.layers)
     assert len(set(score.instruments)) == len(score.layers) + (score.genre.drums is not None)
+
+
+@pytest.mark.parametrize("genre", GENRES)
+def test_a_beat_is_a_whole_number_of_frames_within_the_genres_tempi(genre: str) -> None:
+    slowest, fastest = GENRES[genre].tempo_bpm
+    beats_s = [write(GENRES[genre], seed).beat_s for seed in range(12)]
+    assert np.allclose(np.round(np.array(beats_s) / GRID_S), np.array(beats_s) / GRID_S)
+    assert all(slowest <= 60 / beat_s <= fastest for beat_s in beats_s)
+    assert len(set(beats_s)) >= 2
+
+
+def test_players_are_loose_in_the_same_way_whenever_a_section_comes_back() -> None:
+    genre = dataclasses.replace(PLAIN, looseness_s=0.01)
+    score = write(genre, duration_s=18 * BAR_S)
+    kicks = np.array([(note.start_s, note.velocity) for note in score.strokes["kick"]]).reshape(
+        -1, 4, 2
+    )  # [bars, 4, 2]
+    kicks[:, :, 0] -= BAR_S * np.arange(len(kicks))[:, None]
+    assert np.allclose(kicks[2], kicks[3])  # bars of the first section, after an intro of two at most
+    assert np.abs(kicks[3, :, 0] - BEAT_S * np.arange(4)).max() > 1e-3
+    bass = [note.start_s % BAR_S for note in notes_of(score, "bass")]
+    assert not np.allclose(bass[12], kicks[3, 0, 0])  # another player

@@ -38,6 +38,25 @@ def test_a_track_does_not_depend_on_how_many_there_are(tmp_path: Path) -> None:
     assert contents(tmp_path / "few").items() <= contents(tmp_path / "many").items()
 
 
+def test_several_processes_make_the_same_bytes(tmp_path: Path) -> None:
+    """And tell of each track once."""
+    told: list[int] = []
+    (tmp_path / "two").mkdir()
+    paths = synthesize_corpus(
+        tmp_path / "two",
+        num_tracks=3,
+        seed=7,
+        duration_s=0.5,
+        sample_rate=16_000,
+        workers=2,
+        progress=lambda done, _: told.append(done),
+    )
+    assert paths == sorted(path for path in (tmp_path / "two").iterdir() if path.suffix == ".wav")
+    assert told == [1, 2, 3]
+    synthesize(tmp_path / "one", 3)
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
 def test_another_seed_or_number_gives_another_track(tmp_path: Path) -> None:
     paths = synthesize(tmp_path / "a", 2, genres=("house",)) + synthesize(tmp_path / "b", 1, seed=8, genres=("house",))
     assert len({path.read_bytes() for path in paths}) == 3

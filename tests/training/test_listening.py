@@ -17,7 +17,7 @@ from musicgen_ft.errors import UserError
 from musicgen_ft.generation.decoder import Decoder
 from musicgen_ft.generation.options import requests_of
 from musicgen_ft.model.conditioning import TextEncoder
-from musicgen_ft.model.lm import LanguageModel
+from musicgen_ft.model.lm import LanguageModel, usual_top_k
 from musicgen_ft.training import listening as listening_module
 from musicgen_ft.training.forgetting import FORGETTING_FILE, ForgettingProbe
 from musicgen_ft.training.listening import Listening, as_generator, let_base_play, sample_prompts
@@ -89,7 +89,7 @@ def test_the_base_and_every_second_step_are_heard(start_heard: Callable[..., Run
             how = json.loads((folder / f"{stem}.json").read_text())
             assert (how["prompt"], how["seed"], how["step"]) == (PROMPTS[number], number, step)
             assert (how["weights"], how["sample_rate"], how["duration_s"]) == (kind, 320, 1.5)
-            assert (how["top_k"], how["temperature"], how["cfg_coef"]) == (250, 1.0, 3.0)
+            assert (how["top_k"], how["temperature"], how["cfg_coef"]) == (usual_top_k(CODEC.card), 1.0, 3.0)
 
 
 @pytest.mark.parametrize("changes", [{}, {"method": "lora"}])

@@ -37,13 +37,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 class Others:
-    """A strategy whose other rank waited for half of the step and holds 3 GiB."""
+    """A strategy whose other rank waited for half of the step and holds 3 TiB: more than the tests' own process ever."""
 
     root_device = torch.device("cpu")
 
     def reduce(self, tensor: torch.Tensor, reduce_op: str) -> torch.Tensor:
         assert reduce_op == "max"
-        return torch.maximum(tensor, torch.tensor([0.5, 3.0]))
+        return torch.maximum(tensor, torch.tensor([0.5, 3072.0]))
 
 
 class Alone(Others):
@@ -78,7 +78,7 @@ def test_the_rank_that_waits_longest_and_the_one_that_holds_most_count(clock: Cl
     meter = Throughput()
     step(meter, clock, 1.0, 0.0)
     found = step(meter, clock, 1.0, 0.25, OTHERS)
-    assert (found["perf/wait_share"], found["perf/peak_memory_gib"]) == (0.5, 3.0)
+    assert (found["perf/wait_share"], found["perf/peak_memory_gib"]) == (0.5, 3072.0)
 
 
 def test_what_lies_between_two_stretches_is_left_out(clock: Clock) -> None:

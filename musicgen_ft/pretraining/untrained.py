@@ -1,30 +1,17 @@
-"""``nano``: a complete MusicGen at toy size, so that everything runs with no network and on any machine.
+"""nano's codec and text encoder before they have learned anything: the released architecture, smaller numbers."""
 
-Its weights are random, from a fixed seed: it shows and tests the whole job, but it does not make music. Same
-architecture as the released models, smaller numbers. ``train/pretrain_nano.py`` makes one that has learned.
-"""
-
-import shutil
 import string
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import EncodecConfig, EncodecModel, T5Config, T5EncoderModel, T5Tokenizer
 
-from musicgen_ft.checkpoint import transformers_format
 from musicgen_ft.checkpoint.audiocraft_format import bandwidth_kbps
-from musicgen_ft.codec import Codec
-from musicgen_ft.files import atomic_folder, user_cache
 from musicgen_ft.model.conditioning import TextEncoder
-from musicgen_ft.model.lm import LanguageModel, LMConfig
 from musicgen_ft.synthesis.genres import GENRES
 
-_RECIPE = 2
-"""Counts up whenever the weights change, so that an older copy in the cache is not taken."""
-_SEED = 2306
 _WORDS = """
 a and the with of in at is track song piece music tune groove loop slow fast calm bright dark warm soft hard gentle
 driving deep heavy light happy sad dreamy energetic relaxed playful hypnotic melancholic uplifting bouncy techno house
@@ -38,62 +25,18 @@ _TEMPI_BPM = range(40, 221)
 
 @dataclass(frozen=True, kw_only=True)
 class NanoSizes:
-    """The numbers that are smaller than the released models'."""
+    """The numbers that are smaller than the released models': with half-precision weights below 16 MiB."""
 
-    num_filters: int = 8
+    num_filters: int = 16
     """Channels of EnCodec's first convolution."""
-    latent_dim: int = 32
+    latent_dim: int = 64
     """Width of EnCodec's latents and codebook entries."""
     text_layers: int = 2
     """Layers of T5, of width 64."""
-    dim: int = 128
+    dim: int = 192
     """Width of the language model, in heads of 64."""
-    num_layers: int = 4
+    num_layers: int = 6
     """Its layers."""
-
-
-TO_TRAIN = NanoSizes(num_filters=16, latent_dim=64, dim=192, num_layers=6)
-"""Those that ``train/pretrain_nano.py`` trains: with half-precision weights below 16 MiB."""
-
-
-def nano_folder() -> Path:
-    """The folder of ``nano`` in transformers format, built at the first call and then kept in the user's cache."""
-    folder = user_cache() / f"nano-{_RECIPE}"
-    if not (folder / "config.json").is_file():
-        shutil.rmtree(folder, ignore_errors=True)
-        try:
-            with atomic_folder(folder) as temporary:
-                write_untrained(temporary, NanoSizes())
-        except OSError:
-            if not (folder / "config.json").is_file():  # else another process built it meanwhile
-                raise
-    return folder
-
-
-def write_untrained(folder: Path, sizes: NanoSizes) -> None:
-    """Writes a nano with random weights into an existing folder: the same bytes at every call on one machine."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_SEED)
-        codec = Codec(untrained_encodec(sizes), id="nano")
-        text_encoder = untrained_text_encoder(sizes)
-        config = lm_config(sizes, codec, text_encoder)
-        lm = LanguageModel(config)
-        lm.init_weights()
-    transformers_format.write_folder(folder, lm.state_dict(), config, codec, text_encoder)
-
-
-def lm_config(sizes: NanoSizes, codec: Codec, text_encoder: TextEncoder) -> LMConfig:
-    """The numbers of the language model."""
-    return LMConfig(
-        dim=sizes.dim,
-        num_heads=sizes.dim // 64,
-        num_layers=sizes.num_layers,
-        ffn_dim=4 * sizes.dim,
-        n_q=codec.spec.n_q,
-        card=codec.spec.card,
-        delays=tuple(range(codec.spec.n_q)),
-        text_dim=text_encoder.dim,
-    )
 
 
 def untrained_encodec(sizes: NanoSizes) -> EncodecModel:
