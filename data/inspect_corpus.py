@@ -64,8 +64,9 @@ def of_corpus(config: InspectConfig, rules: PrepareConfig) -> "tuple[list[Report
     from musicgen_ft.corpus.surveying import SurveyStore, survey_corpus
     from musicgen_ft.files import user_cache
     from musicgen_ft.leases import Leases
+    from musicgen_ft.processes import num_cores
     from musicgen_ft.report.excerpts import of_file
-    from musicgen_ft.shards.job import assess_step, num_cores
+    from musicgen_ft.shards.job import assess_step
 
     records = scan_corpus(config.place, read_tags=False)
     cache = user_cache() / "surveys" / hashlib.sha256(str(config.place.resolve()).encode()).hexdigest()[:16]

@@ -25,6 +25,7 @@ def main(config: PrepareConfig) -> None:
     from musicgen_ft.checkpoint.base import open_base
     from musicgen_ft.corpus.scan import scan_corpus
     from musicgen_ft.devices import is_main_process
+    from musicgen_ft.processes import num_cores
     from musicgen_ft.shards import job
     from musicgen_ft.shards.build import default_workers
     from musicgen_ft.shards.work import WorkFolder, refuse_foreign_files
@@ -52,7 +53,7 @@ def main(config: PrepareConfig) -> None:
         if engine is not None:
             engine.build(plan.new, config, paths, lambda: bar.update(total - work.num_planned() - bar.n))
         else:
-            workers = config.workers or default_workers(encoder.codec, window_s=config.window_s, cores=job.num_cores())
+            workers = config.workers or default_workers(encoder.codec, window_s=config.window_s, cores=num_cores())
             job.build_step(config, paths, plan, work, encoder, workers=workers, progress=lambda _: bar.update())
     manifest = job.complete_step(config, base.place, encoder, plan, work)
     if is_main_process():  # of those that torchrun has started, one speaks

@@ -29,11 +29,13 @@ class SynthesizeConfig:
     """Only these genres; none means all."""
     seed: int = 0
     """Other seeds give other music."""
-    workers: int = 1
-    """Processes that share the tracks; the files are the same. More than one pay off from a hundred tracks on."""
+    workers: int | None = None
+    """Processes that share the tracks, the files are the same; none means one for each core, where there are many."""
 
     def __post_init__(self) -> None:
-        _positive(self, "tracks", "duration_s", "workers")
+        _positive(self, "tracks", "duration_s")
+        if self.workers is not None:
+            _positive(self, "workers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -613,8 +615,6 @@ class PretrainNanoConfig:
     """Genres to leave out."""
     duration_s: float = 20.0
     """Seconds of each track."""
-    workers: int = 2
-    """Processes that synthesize."""
     codec_tracks: int = 250
     """Tracks that the codec learns from."""
     codec_steps: int = 6000
@@ -629,7 +629,7 @@ class PretrainNanoConfig:
     """Of everything; reports use seeds far from it."""
 
     def __post_init__(self) -> None:
-        _positive(self, "tracks", "duration_s", "workers", "codec_tracks", "codec_steps", "text_steps")
+        _positive(self, "tracks", "duration_s", "codec_tracks", "codec_steps", "text_steps")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ LAYERS = (
         "low_bit",
         "devices",
         "leases",
+        "processes",
         "pictures",
         "stems",
         "demucs_models",

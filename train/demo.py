@@ -24,6 +24,8 @@ UNSEEN_SEED = 920_000
 """nano was made of seeds below 1000."""
 CLIP_S, JUDGE_CLIPS = 10, 72
 """What the judge hears of all genres together."""
+AS_MADE = ("--duplicates", "keep", "--auto_labels", "false", "--codec_check_s", "0")
+"""Of music made by rule the labels are known, no two tracks are one, and the codec was trained on its like."""
 
 
 def main(config: DemoConfig) -> None:
@@ -49,7 +51,7 @@ def main(config: DemoConfig) -> None:
         step(1, f"synthesize {config.tracks} tracks of {config.genre} by rule, and music of all genres to judge by")
         judged = synthesize_all(config)
     step(2, f"prepare: {corpus} -> EnCodec codes of {config.base}")
-    run_command("prepare", str(corpus), "--out", str(shards), "--base", config.base)
+    run_command("prepare", str(corpus), "--out", str(shards), "--base", config.base, *(AS_MADE if judged else ()))
     step(3, f"finetune {config.base} on them")
     steps = [] if config.max_steps is None else ["--max_steps", str(config.max_steps)]
     run_command("finetune", str(shards), "--out", str(run), "--config", config.finetune_config, *steps, *seed)
@@ -59,7 +61,7 @@ def main(config: DemoConfig) -> None:
     run_command("export", str(run), "--out", str(generator), *last)
     step(5, "evaluate: what it has learned, beside its base, on one page")
     pieces = ["--pieces", str(config.pieces), "--duration_s", str(config.duration_s), *seed]
-    run_command("evaluate", str(run), *judged, "--out", str(evaluation), "--batch_size", "8", *last, *pieces)
+    run_command("evaluate", str(run), *judged, "--out", str(evaluation), "--batch_size", "12", *last, *pieces)
     prompts = config.prompt or captions(Path(judged[0]) if judged else shards)
     step(6, "sample captions of the corpus by our own decoding, and the first by transformers")
     options = [*seed, "--duration_s", str(config.duration_s)]
@@ -90,9 +92,9 @@ def synthesize_all(config: DemoConfig) -> list[str]:
     synthesize(judge, JUDGE_CLIPS, CLIP_S, list(GENRES), seed=seed + 2)
     for name, genres in (("new", [config.genre]), ("old", old)):
         synthesize(asked / name, config.pieces, CLIP_S, genres, seed=seed + 1)
-        words = ["--valid_fraction", "0.9", "--auto_labels", "false", "--duplicates", "keep"]
-        shards = config.out / f"shards-asked-{name}"
-        run_command("prepare", str(asked / name), "--out", str(shards), "--base", config.base, *words)
+        shards = str(config.out / f"shards-asked-{name}")
+        words = ["--base", config.base, "--valid_fraction", "0.9", *AS_MADE]
+        run_command("prepare", str(asked / name), "--out", shards, *words)
     shards_new, shards_old = (str(config.out / f"shards-asked-{name}") for name in ("new", "old"))
     return [shards_new, "--judge", str(judge), "--others", shards_old]
 

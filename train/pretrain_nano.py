@@ -39,7 +39,7 @@ def main(config: PretrainNanoConfig) -> None:
     if not corpus.is_dir():
         genres = [word for genre in known for word in ("--genres", genre)]
         size = ["--tracks", str(config.tracks), "--duration_s", str(config.duration_s), "--seed", str(config.seed)]
-        run_command("synthesize", "--out", str(corpus), *size, *genres, "--workers", str(config.workers))
+        run_command("synthesize", "--out", str(corpus), *size, *genres)
     if not untrained.is_dir():
         codec = pretrained_codec(config, corpus)
         text_encoder = pretrained_text_encoder(config, corpus)

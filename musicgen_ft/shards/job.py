@@ -4,11 +4,9 @@ Any number of workers, on machines that share the corpus and the folder, may run
 """
 
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from musicgen_ft.corpus.verdicts import Rules, drop
 from musicgen_ft.errors import UserError
 from musicgen_ft.files import atomic_path
 from musicgen_ft.leases import LeasesGoneError
+from musicgen_ft.processes import num_cores, num_workers, worker_number
 from musicgen_ft.shards.build import Builder, existing_shards
 from musicgen_ft.shards.catalog import write_catalog
 from musicgen_ft.shards.dataset_card import dataset_card
@@ -303,25 +302,3 @@ def remove_shards(folder: Path, names: Iterable[str]) -> None:
     for name in names:
         (folder / name).unlink(missing_ok=True)
         sidecar_path(folder / name).unlink(missing_ok=True)
-
-
-def num_cores() -> int:
-    """Cores that this process may use, its share of them where several workers run on this machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // _number("LOCAL_WORLD_SIZE", 1))
-
-
-def worker_number() -> int:
-    """Number of this worker among those that torchrun or a SLURM array started."""
-    return _number("RANK", _number("SLURM_ARRAY_TASK_ID", 0) - _number("SLURM_ARRAY_TASK_MIN", 0)) % num_workers()
-
-
-def num_workers() -> int:
-    """Workers that torchrun or a SLURM array started."""
-    return max(1, _number("WORLD_SIZE", _number("SLURM_ARRAY_TASK_COUNT", 1)))
-
-
-def _number(name: str, default: int) -> int:
-    with suppress(ValueError):
-        return int(os.environ.get(name, default))
-    return default

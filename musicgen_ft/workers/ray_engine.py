@@ -17,8 +17,9 @@ from musicgen_ft.corpus.scan import Record
 from musicgen_ft.corpus.surveying import SurveyStore
 from musicgen_ft.errors import UserError
 from musicgen_ft.leases import work_through
+from musicgen_ft.processes import num_cores
 from musicgen_ft.shards.build import Builder, default_workers
-from musicgen_ft.shards.job import num_cores, settings_of
+from musicgen_ft.shards.job import settings_of
 from musicgen_ft.shards.work import WorkFolder
 from musicgen_ft.workers.encoder import build_encoder
 

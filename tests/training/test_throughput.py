@@ -37,7 +37,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 class Others:
-    """A strategy whose other rank waited for half of the step and holds 3 TiB: more than the tests' own process ever."""
+    """A strategy whose other rank waited for half of the step and holds 3 TiB, as no process of tests does."""
 
     root_device = torch.device("cpu")
 
