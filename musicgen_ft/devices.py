@@ -46,6 +46,13 @@ def total_memory(device_type: str) -> int:
     return min(memory, int(text)) if text.isdigit() else memory
 
 
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether products in bf16 are faster there than in fp32: a CPU may have instructions for it, or only act as if."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
+
+
 def is_main_process() -> bool:
     """Whether this is rank zero of the run, or will be once the process group has started.
 
