@@ -19,7 +19,7 @@ from musicgen_ft.weights import from_files, like_of
 logger = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4
-"""Largest difference of any logit, in fp32."""
+"""Largest difference of any logit in fp32; as a share of the largest logit where that is above 1, as rounding is."""
 
 
 @torch.no_grad()
@@ -53,7 +53,7 @@ def check_export(
         Reader -> largest absolute difference of a logit.
 
     Raises:
-        RuntimeError: if one exceeds ``TOLERANCE``, or a tensor was not written as it is.
+        RuntimeError: if one exceeds what ``TOLERANCE`` allows, or a tensor was not written as it is.
     """
     T = codes.shape[2]
     melody = None
@@ -79,10 +79,11 @@ def check_export(
         del generator
         gc.collect()  # transformers' models refer to themselves
         differences[reader] = float((found - expected)[:, mask].abs().max())
-        if not differences[reader] <= TOLERANCE:
+        most = TOLERANCE * max(1.0, float(expected[:, mask].abs().max()))
+        if not differences[reader] <= most:
             raise RuntimeError(
                 f"{reader} opens the export, but its logits differ from the trained model's by "
-                f"{differences[reader]:.2e}, expected at most {TOLERANCE:.0e}. Nothing was kept."
+                f"{differences[reader]:.2e}, expected at most {most:.2e}. Nothing was kept."
             )
     for format in formats:
         _check_tensors(folder, state, config, format)

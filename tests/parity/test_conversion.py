@@ -103,6 +103,22 @@ def test_an_export_that_plays_otherwise_is_refused(
         )
 
 
+def test_large_logits_may_differ_by_more_as_their_rounding_does(
+    transformers_base: Base, tmp_path: Path, text_encoder: TextEncoder
+) -> None:
+    state, config = transformers_base.lm_state(), transformers_base.lm_config
+    state["out_norm.weight"] = state["out_norm.weight"] * 1000
+    state["out_norm.bias"] = state["out_norm.bias"] * 1000
+    transformers_format.write_folder(tmp_path / "loud", state, config, transformers_base.codec(), text_encoder)
+    codes = torch.randint(64, (1, 4, 17), generator=torch.Generator().manual_seed(0))
+    words = (config, text_encoder, codes, "slow")
+    found = parity.check_export(tmp_path / "loud", state, *words, formats=["transformers"])
+    assert found["transformers"] > parity.TOLERANCE
+    state["out_norm.weight"] = state["out_norm.weight"] * 1.01
+    with pytest.raises(RuntimeError, match="transformers opens the export, but its logits differ"):
+        parity.check_export(tmp_path / "loud", state, *words, formats=["transformers"])
+
+
 # ---- the codec -------------------------------------------------------------------------------------------------------
 
 

@@ -339,7 +339,7 @@ def test_the_exported_folder_holds_both_formats_a_card_and_where_it_came_from(ge
     facts = json.loads((generator / "musicgen_ft.json").read_text())
     assert facts["info"]["base"] == "nano"
     assert facts["config"]["max_steps"] == 4
-    assert max(facts["logit_differences"].values()) <= 1e-4
+    assert max(facts["logit_differences"].values()) <= 1e-3  # the largest logits are above ten
     card = (generator / "README.md").read_text()
     assert "license: mit" in card
     assert "| corpus | 0.00 h in " in card
