@@ -648,7 +648,7 @@ class NanoReportConfig:
     """Folder of train/nano_finetuning.py, whose figures then stand in the report, too."""
     held_out: tuple[str, ...] = HELD_OUT_GENRES
     """Genres that the base was not trained on: none of its clips is asked for them."""
-    clips: int = 10
+    clips: int = 30
     """Unseen clips of each genre, for the codec, and to be generated."""
     judge_clips: int = 30
     """Other unseen clips of each genre, to train the judge of genres."""
