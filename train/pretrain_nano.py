@@ -3,8 +3,8 @@
 python train/pretrain_nano.py --out nano-work
 python train/pretrain_nano.py --out nano-work --tracks 2000 --max_steps 20000
 
-Two hours of 2 CPU cores. Told to stop, run it again: parts that are done stay, the language model goes on from its
-last checkpoint.
+Two to three hours of 2 CPU cores, by the sum of its parts. Told to stop, run it again: parts that are done stay, the
+language model goes on from its last checkpoint.
 """
 
 import shutil
