@@ -10,7 +10,7 @@ from musicgen_ft.config import SynthesizeConfig
 from musicgen_ft.terminal import progress_bar
 
 TRACKS_OF_A_WORKER = 32
-"""At least: for fewer a further process does not pay."""
+"""At least; two processes for 64 tracks of 10 s took 5.4 s, one 10.2."""
 
 
 def main(config: SynthesizeConfig) -> None:
