@@ -189,13 +189,14 @@ class FinetuneConfig:
     segment_s: float = 30.0
     """Seconds of a clip; shorter tracks are padded, and the padding is masked."""
     lr: float = 1.0e-5
-    """Peak learning rate of AdamW; adapters want about ten times more, 1.0e-4."""
+    """Peak learning rate; adapters want about ten times more, 1.0e-4."""
     warmup_steps: int = 50
     """Steps in which the learning rate rises to its peak."""
     lr_min_ratio: float = 0.0
     """Where the cosine ends, as a share of the peak."""
-    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
-    """adamw8bit: AdamW with moments in 8 bits (embeddings' in 32): a quarter of their memory; slower on a CPU."""
+    optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
+    """adamw8bit: AdamW with moments in 8 bits (embeddings' in 32): a quarter of their memory; slower on a CPU.
+    muon: Muon for the layers' matrices, AdamW for the rest: from random weights it learns in about half the steps."""
     beta1: float = 0.9
     """AdamW's first moment."""
     beta2: float = 0.95

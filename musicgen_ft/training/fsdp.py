@@ -139,7 +139,7 @@ def check_sharding(config: FinetuneConfig) -> None:
     """Refuses what cannot be shared out.
 
     Raises:
-        UserError: for fp16, qlora, adamw8bit, and samples on the way.
+        UserError: for fp16, qlora, adamw8bit, muon, and samples on the way.
     """
     if config.sample_every_steps is not None:
         raise UserError(
@@ -148,6 +148,11 @@ def check_sharding(config: FinetuneConfig) -> None:
         )
     if config.optimizer == "adamw8bit":
         raise UserError("--optimizer adamw8bit does not go with --strategy fsdp, which shares the moments out anyway.")
+    if config.optimizer == "muon":
+        raise UserError(
+            "--optimizer muon does not go with --strategy fsdp: it needs whole matrices. Use --optimizer adamw, or "
+            "--strategy ddp."
+        )
     if config.precision == "fp16":
         raise UserError("--precision fp16 does not go with --strategy fsdp. Use --precision bf16 or fp32.")
     if config.method == "qlora":

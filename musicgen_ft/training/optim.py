@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim.optimizer import ParamsT
 
 from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.errors import UserError
 from musicgen_ft.low_bit import bitsandbytes
 
 
@@ -22,10 +23,12 @@ def build_optimizer(model: nn.Module, config: FinetuneConfig, *, is_scaled: bool
             then they would be clipped by a norm that is the scale's, not theirs.
 
     Raises:
-        UserError: if bitsandbytes is missing.
+        UserError: if bitsandbytes is missing, or nothing is trained that Muon could take.
     """
-    groups = parameter_groups(model, weight_decay=config.weight_decay)
     betas = (config.beta1, config.beta2)
+    if config.optimizer == "muon":
+        return MuonAndAdamW(model, lr=config.lr, betas=betas, weight_decay=config.weight_decay)
+    groups = parameter_groups(model, weight_decay=config.weight_decay)
     if config.optimizer == "adamw8bit":
         return adamw8bit(groups, lr=config.lr, betas=betas)
     return torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=not is_scaled)
@@ -51,6 +54,55 @@ def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str,
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     )
     return [group for group in groups if group["params"]]
+
+
+class MuonAndAdamW(torch.optim.Optimizer):
+    """torch's Muon for the matrices of the layers, its AdamW for embeddings, heads, norms and biases.
+
+    Muon moves a matrix along the nearest orthogonal one to its momentum (https://kellerjordan.github.io/posts/muon). Its
+    steps are scaled to be as large as AdamW's usually are (arXiv:2502.16982, section 2.2): one rate suits both.
+    """
+
+    def __init__(self, model: nn.Module, *, lr: float, betas: tuple[float, float], weight_decay: float) -> None:
+        """Takes what requires gradients.
+
+        Args:
+            model: the language model.
+            lr: of both.
+            betas: AdamW's.
+            weight_decay: of matrices and embeddings.
+
+        Raises:
+            UserError: if no matrix of a layer is trained.
+        """
+        inner = {
+            id(parameter)
+            for name, parameter in model.named_parameters()
+            if name.startswith("layers.") and parameter.ndim == 2 and parameter.requires_grad
+        }
+        if not inner:
+            raise UserError("--optimizer muon: found no matrix of a layer that is trained. Use --optimizer adamw.")
+        groups = parameter_groups(model, weight_decay=weight_decay)
+        matrices = [parameter for group in groups for parameter in group["params"] if id(parameter) in inner]
+        others = [group | {"params": [p for p in group["params"] if id(p) not in inner]} for group in groups]
+        others = [group for group in others if group["params"]]
+        self._muon = torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        self._adamw = torch.optim.AdamW(others, lr=lr, betas=betas, fused=True) if others else None
+        rest = [] if self._adamw is None else self._adamw.param_groups
+        super().__init__([*self._muon.param_groups, *rest], {})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One step of both, on the groups and the state that are scheduled, saved and taken up here."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for optimizer, groups in ((self._muon, self.param_groups[:1]), (self._adamw, self.param_groups[1:])):
+            if optimizer is not None:
+                optimizer.param_groups, optimizer.state = groups, self.state
+                optimizer.step()
+        return loss
 
 
 def adamw8bit(groups: ParamsT, *, lr: float, betas: tuple[float, float]) -> torch.optim.Optimizer:

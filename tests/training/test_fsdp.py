@@ -148,6 +148,7 @@ def test_on_a_gpu_layers_are_gathered_in_bf16_and_all_else_in_fp32(module: Finet
         ({"precision": "fp16"}, "--precision fp16"),
         ({"method": "qlora"}, "qlora"),
         ({"optimizer": "adamw8bit"}, "8bit"),
+        ({"optimizer": "muon"}, "whole matrices"),
         ({"sample_every_steps": 2}, "no process holds a whole model"),
     ],
 )

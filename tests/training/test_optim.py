@@ -119,6 +119,104 @@ def test_8_bits_need_a_library_that_is_named(monkeypatch: pytest.MonkeyPatch) ->
         check_optimizer(FinetuneConfig(optimizer="adamw8bit"))
 
 
+# ---- Muon ------------------------------------------------------------------------------------------------------------
+
+
+MUON = FinetuneConfig(optimizer="muon", lr=1e-2, weight_decay=0.1)
+
+
+def walk(lm: LanguageModel, optimizer: torch.optim.Optimizer, steps: range) -> None:
+    """Steps along gradients that are random, and the same for each number of a step."""
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        for parameter in lm.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+
+
+def is_matrix_of_layer(name: str, parameter: nn.Parameter) -> bool:
+    return name.startswith("layers.") and parameter.ndim == 2
+
+
+def test_muon_takes_the_matrices_of_the_layers_and_adamw_the_rest(make_lm: Callable[..., LanguageModel]) -> None:
+    lm = make_lm()
+    optimizer = build_optimizer(lm, MUON, is_scaled=False)
+    names = {id(parameter): name for name, parameter in lm.named_parameters()}
+    muon, *adamw = [{names[id(p)] for p in group["params"]} for group in optimizer.param_groups]
+
+    assert muon == {name for name, parameter in lm.named_parameters() if is_matrix_of_layer(name, parameter)}
+    assert len(muon) == 20  # two layers of twice four projections and two of the feed-forward
+    assert sorted([*muon, *(name for group in adamw for name in group)]) == sorted(names.values())
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.1, 0.1, 0.0]
+
+
+def test_both_move_as_torchs_own_do(make_lm: Callable[..., LanguageModel]) -> None:
+    lm, alone = make_lm(), make_lm()
+    walk(lm, build_optimizer(lm, MUON, is_scaled=False), range(3))
+    matrices = [parameter for name, parameter in alone.named_parameters() if is_matrix_of_layer(name, parameter)]
+    kept = {id(parameter) for parameter in matrices}
+    muon = torch.optim.Muon(matrices, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    groups = parameter_groups(alone, weight_decay=0.1)
+    others = [group | {"params": [p for p in group["params"] if id(p) not in kept]} for group in groups]
+    adamw = torch.optim.AdamW(others, lr=1e-2, betas=(MUON.beta1, MUON.beta2), fused=True)
+    adamw.register_step_post_hook(lambda *_: muon.step())
+    walk(alone, adamw, range(3))
+
+    for name, value in alone.state_dict().items():
+        torch.testing.assert_close(lm.state_dict()[name], value, rtol=0, atol=0)
+        assert not torch.equal(value, make_lm().state_dict()[name])
+
+
+def test_a_step_of_muon_is_as_large_as_adamw_usually_makes_it(make_lm: Callable[..., LanguageModel]) -> None:
+    lm, before = make_lm(), make_lm().state_dict()
+    config = FinetuneConfig(optimizer="muon", lr=1e-2, weight_decay=0.0)
+    walk(lm, build_optimizer(lm, config, is_scaled=False), range(1))
+
+    for name in ("layers.1.self_attn.q_proj.weight", "layers.0.fc1.weight", "layers.0.fc2.weight"):
+        moved = (lm.state_dict()[name] - before[name]).square().mean().sqrt().item()
+        assert moved == pytest.approx(0.2e-2, rel=0.2), name  # a fifth of the rate: arXiv:2502.16982, section 2.2
+
+
+def test_a_schedule_moves_the_rate_of_both(make_lm: Callable[..., LanguageModel]) -> None:
+    lm = make_lm()
+    optimizer = build_optimizer(lm, MUON, is_scaled=False)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0)
+    before = {name: value.clone() for name, value in lm.state_dict().items()}
+    walk(lm, optimizer, range(2))
+
+    for name, value in lm.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+
+
+def test_muons_momentum_and_adamws_moments_are_saved_and_taken_up_bit_for_bit(
+    make_lm: Callable[..., LanguageModel], tmp_path: Path
+) -> None:
+    unbroken, broken, resumed = make_lm(), make_lm(), make_lm(seed=5)
+    walk(unbroken, build_optimizer(unbroken, MUON, is_scaled=False), range(5))
+    optimizer = build_optimizer(broken, MUON, is_scaled=False)
+    walk(broken, optimizer, range(3))
+    write_pickle(tmp_path / "saved", {"model": broken.state_dict(), "optimizer": optimizer.state_dict()})
+    saved = read_pickle(tmp_path / "saved")
+    resumed.load_state_dict(saved["model"])
+    again = build_optimizer(resumed, MUON, is_scaled=False)
+    again.load_state_dict(saved["optimizer"])
+    walk(resumed, again, range(3, 5))
+
+    for name, value in unbroken.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_muon_wants_a_matrix_of_a_layer_and_needs_nothing_else(make_lm: Callable[..., LanguageModel]) -> None:
+    lm = make_lm()
+    lm.requires_grad_(False)
+    lm.layers[1].fc1.requires_grad_(True)
+    assert len(build_optimizer(lm, MUON, is_scaled=False).param_groups) == 1
+    lm.requires_grad_(False)
+    lm.embeddings.requires_grad_(True)
+    with pytest.raises(UserError, match="no matrix of a layer"):
+        build_optimizer(lm, MUON, is_scaled=False)
+
+
 # ---- schedule --------------------------------------------------------------------------------------------------------
 
 

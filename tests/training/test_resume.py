@@ -72,10 +72,11 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     assert_same_runs(resumed.fit(resume=True), expected)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_run_may_be_killed_again_and_again(
-    start_run: Callable[..., Run], unbroken: Callable[..., Run], kill_at: Callable[..., Any]
+    start_run: Callable[..., Run], unbroken: Callable[..., Run], kill_at: Callable[..., Any], optimizer: str
 ) -> None:
-    changes = {"dropout": 0.1, "save_every_steps": 1, "max_steps": 5}
+    changes = {"dropout": 0.1, "save_every_steps": 1, "max_steps": 5, "optimizer": optimizer}
     expected = unbroken(**changes)
     run = start_run(**changes)
     with kill_at(run, step=1, micro=1):

@@ -74,6 +74,7 @@ CHANGES: list[dict[str, Any]] = [
     {"dropout": 0.1, "loss_chunk_frames": 128},
     {"text_padding": "transformers"},
     {"optimizer": "adamw8bit"},
+    {"optimizer": "muon"},
     {"precision": "bf16"},
     {"precision": "bf16", "method": "lora", "lora_rank": 3},
 ]
