@@ -59,8 +59,8 @@ def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str,
 class MuonAndAdamW(torch.optim.Optimizer):
     """torch's Muon for the matrices of the layers, its AdamW for embeddings, heads, norms and biases.
 
-    Muon moves a matrix along the nearest orthogonal one to its momentum (https://kellerjordan.github.io/posts/muon). Its
-    steps are scaled to be as large as AdamW's usually are (arXiv:2502.16982, section 2.2): one rate suits both.
+    Muon moves a matrix along the orthogonal one that is nearest to its momentum (kellerjordan.github.io/posts/muon).
+    Its steps are scaled to be as large as AdamW's usually are (arXiv:2502.16982, section 2.2): one rate suits both.
     """
 
     def __init__(self, model: nn.Module, *, lr: float, betas: tuple[float, float], weight_decay: float) -> None:
