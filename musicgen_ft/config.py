@@ -580,9 +580,9 @@ class DemoConfig:
     """Model to start from."""
     finetune_config: str = "demo"
     """Config of finetune: a name in configs/finetune, or a file."""
-    tracks: int = 96
-    """Tracks to synthesize, of 20 s."""
-    old_tracks: int = 60
+    tracks: int = 192
+    """Tracks to synthesize, of 10 s."""
+    old_tracks: int = 120
     """Tracks of the genres that nano knows, to train on beside them: without any, they are forgotten."""
     max_steps: int | None = None
     """Optimizer steps; none means the config's."""
@@ -695,19 +695,19 @@ class NanoFinetuningConfig:
     """What it is to learn."""
     held_out: tuple[str, ...] = HELD_OUT_GENRES
     """Genres that the base was not trained on; the others are not to be forgotten."""
-    tracks: int = 96
+    tracks: int = 192
     """Tracks of the genre to learn from."""
-    old_tracks: int = 60
+    old_tracks: int = 120
     """Tracks of the others beside them, in the arms that have them."""
-    judge_tracks: int = 120
+    judge_tracks: int = 240
     """Tracks of all genres that the judge learns from."""
-    duration_s: float = 20.0
+    duration_s: float = 10.0
     """Seconds of each track."""
     finetune_config: str = "demo"
     """Config of finetune: a name in configs/finetune, or a file."""
     max_steps: int | None = None
     """Optimizer steps; none means the config's."""
-    pieces: int = 20
+    pieces: int = 40
     """Pieces that are played to captions of unseen tracks, of the genre and of the others."""
     piece_s: float = 10.0
     """Seconds of each piece."""

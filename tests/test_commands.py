@@ -1,0 +1,72 @@
+"""Recipes run in forks of one process that has imported all."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from musicgen_ft.commands import PRELOADED
+
+PROGRAM = """
+import sys
+from pathlib import Path
+
+import musicgen_ft.cli
+import musicgen_ft.commands
+from musicgen_ft.commands import Commands
+from musicgen_ft.errors import UserError
+
+if __name__ == "__main__":
+    if sys.argv[1] != "linux":
+        sys.platform = sys.argv[1]
+    commands = Commands()
+    words = ("--tracks", "2", "--duration_s", "1", "--genres", "reggae")
+    commands.run("synthesize", "--out", "first", *words)
+    commands.run("synthesize", "--out", "second", *words)
+    try:
+        commands.run("synthesize", "--out", "third", "--tracks", "0")
+    except UserError as error:
+        print("refused:", error)
+    musicgen_ft.cli.recipe_path = musicgen_ft.commands.recipe_path = lambda command: Path("broken.py")
+    try:
+        commands.run("synthesize")
+    except RuntimeError as error:
+        print("failed:", error)
+    print("torch here:", "torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+def test_recipes_are_run_and_what_stops_them_is_told(tmp_path: Path, platform: str) -> None:
+    """On Linux by forks, elsewhere by processes of their own: the same files and the same words."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    (tmp_path / "broken.py").write_text("raise SystemExit(7)")
+    done = subprocess.run(
+        [sys.executable, "program.py", platform], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    lines = done.stdout.splitlines()
+
+    assert done.returncode == 0, done.stderr
+    assert [line for line in lines if line.startswith("2 tracks")] == [
+        f"2 tracks, 0.0 minutes of music with labels: {name}" for name in ("first", "second")
+    ]
+    assert lines[-3:] == [
+        "refused: synthesize stopped, see the line above.",
+        "failed: synthesize ended with status 7",
+        "torch here: False",
+    ]
+    assert "tracks: found 0, expected a number above 0." in done.stderr
+    first, second = ({path.name: path.read_bytes() for path in (tmp_path / of).iterdir()} for of in ("first", "second"))
+    assert first == second
+    assert len(first) == 4
+
+
+def test_what_is_imported_before_is_there() -> None:
+    """An import that fails is passed over in silence, and every recipe would pay for it."""
+    code = "; ".join(f"import {module}" for module in PRELOADED)
+    seen = (
+        "; import sys; print(sorted({'torch', 'lightning', 'transformers', 'librosa', 'sklearn'} - set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code + seen], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
