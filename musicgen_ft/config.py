@@ -610,7 +610,7 @@ class PretrainNanoConfig:
 
     out: Path
     """Folder for everything that it makes; ``nano/`` in it is the base."""
-    tracks: int = 2400
+    tracks: int = 3600
     """Tracks to synthesize, of all genres but those held out."""
     held_out: tuple[str, ...] = HELD_OUT_GENRES
     """Genres to leave out."""

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    {"errors", "files", "config", "cli", "terminal"},
+    {"errors", "files", "config", "cli", "commands", "terminal"},
     {
         "audio",
         "containers",
@@ -40,7 +40,7 @@ LAYERS = (
     {"peers", "report", "serving", "workers"},
 )
 LAYER = {unit: number for number, units in enumerate(LAYERS) for unit in units}
-NO_TORCH = ("cli", "config", "terminal", "files", "errors")
+NO_TORCH = ("cli", "commands", "config", "terminal", "files", "errors")
 
 PACKAGE = sorted((ROOT / "musicgen_ft").rglob("*.py"))
 RECIPES = sorted([*(ROOT / "data").glob("*.py"), *(ROOT / "train").glob("*.py")])
