@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 Samples = npt.NDArray[np.float32]
 
 TIMEOUT_S = (5.0, 5.0)  # to open, to read: a WAV whose 32-bit size wrapped kept FFmpeg scanning for 9 minutes
+WAV_PROBE_BYTES = "65536"  # its header tells all; FFmpeg would read 5 MB of samples in 20 ms, to look for DTS in them
 MAX_BAD_PACKETS = 0.1  # of all packets; above it a "track" is mostly not music (random bytes do decode here and there)
 LOUDNESS_BLOCK_S = 0.4  # gating block of BS.1770: shorter audio has no loudness
 FULL_SCALE = {"u1": 2**7, "i2": 2**15, "i4": 2**31, "f4": 1, "f8": 1}  # by dtype; 24 bits come in the upper part of i4
@@ -247,7 +248,8 @@ def write_wav(path: Path, waveform: "Tensor", sample_rate: int) -> None:
 @contextmanager
 def _open(path: Path) -> Iterator[tuple["InputContainer", "AudioStream"]]:
     try:
-        with av.open(str(path), timeout=TIMEOUT_S, metadata_errors="replace") as container:
+        options = {"probesize": WAV_PROBE_BYTES} if path.suffix.lower() == ".wav" else {}
+        with av.open(str(path), timeout=TIMEOUT_S, metadata_errors="replace", options=options) as container:
             if not container.streams.audio:
                 raise AudioError(f"{path}: no audio stream")
             stream: AudioStream = container.streams.audio[0]

@@ -580,9 +580,9 @@ class DemoConfig:
     """Model to start from."""
     finetune_config: str = "demo"
     """Config of finetune: a name in configs/finetune, or a file."""
-    tracks: int = 192
+    tracks: int = 144
     """Tracks to synthesize, of 10 s."""
-    old_tracks: int = 120
+    old_tracks: int = 96
     """Tracks of the genres that nano knows, to train on beside them: without any, they are forgotten."""
     max_steps: int | None = None
     """Optimizer steps; none means the config's."""

@@ -1,6 +1,8 @@
 """Claims about decoding, resampling, loudness and writing; every file is made here, by PyAV."""
 
 import logging
+import shutil
+import struct
 import tracemalloc
 import wave
 from pathlib import Path
@@ -269,6 +271,22 @@ def test_probe_reads_the_header(tmp_path: Path, suffix: str) -> None:
     info = probe(encode(tmp_path / f"a{suffix}", sine(440, 44100, 2, 0.5, 0.4), 44100))
     assert (info.sample_rate, info.channels) == (44100, 2)
     assert info.duration_s == pytest.approx(2, abs=0.05)
+
+
+def test_a_wav_is_read_whatever_stands_before_its_samples_or_is_called_one(tmp_path: Path) -> None:
+    """Little of it is probed: megabytes of other chunks come first, or it is an MP3 by another name."""
+    samples = (1000 * sine(440, 8000, 1.0)[0]).astype("<i2").tobytes()
+    chunks = {b"JUNK": bytes(3_000_000), b"fmt ": struct.pack("<HHIIHH", 1, 1, 8000, 16000, 2, 16), b"data": samples}
+    body = b"WAVE" + b"".join(name + struct.pack("<I", len(chunk)) + chunk for name, chunk in chunks.items())
+    (tmp_path / "late.wav").write_bytes(b"RIFF" + struct.pack("<I", len(body)) + body)
+    mp3 = encode(tmp_path / "a.mp3", sine(440, 48000, 1.0), 48000)
+    shutil.copy(mp3, tmp_path / "named.wav")
+
+    assert probe(tmp_path / "late.wav").duration_s == 1.0
+    late = read(tmp_path / "late.wav", sample_rate=None, channels=None)
+    assert np.array_equal(late[0] * 2**15, np.frombuffer(samples, "<i2"))
+    by_name, as_wav = (read(path, sample_rate=None, channels=None) for path in (mp3, tmp_path / "named.wav"))
+    assert np.array_equal(by_name, as_wav)
 
 
 @pytest.mark.parametrize("lufs", [-14.0, -23.0])

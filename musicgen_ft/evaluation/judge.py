@@ -5,6 +5,7 @@ C channels, L samples.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from musicgen_ft.corpus.scan import Record, scan_corpus
 from musicgen_ft.errors import UserError
 from musicgen_ft.evaluation.clip_features import MIN_S, Floats, clip_features
 from musicgen_ft.evaluation.genres import GenreClassifier
+from musicgen_ft.processes import num_cores
+from musicgen_ft.shards.build import default_workers, one_thread_each
 
 CLIPS_OF_A_TRACK = 3
 """At most: more of one track tell little that is new."""
@@ -55,15 +58,23 @@ def train_judge(
         UserError: if a file cannot be read, or tracks of fewer than two genres are long enough.
     """
     rate = codec.spec.sample_rate
-    features: list[Floats] = []
-    genres: list[str | None] = []
-    for track in tracks:
+
+    def listen(track: Record) -> list[Floats]:
+        heard: list[Floats] = []
         for clip in clips_of(read(track.path, sample_rate=rate, channels=codec.spec.channels), rate, clip_s):
             codes = codec.encode(torch.from_numpy(clip)[None])
             back = codec.decode(codes)[0, :, : clip.shape[1]].cpu().numpy()
-            features += [clip_features(clip, rate), clip_features(back, rate)]
-            genres += [track.labels.genre] * 2
-        progress()
+            heard += [clip_features(clip, rate), clip_features(back, rate)]
+        return heard
+
+    workers = default_workers(codec, window_s=clip_s, cores=num_cores())
+    found: list[list[Floats]] = []
+    with one_thread_each(codec.device.type == "cpu"), ThreadPoolExecutor(workers) as pool:
+        for heard in pool.map(listen, tracks):
+            found.append(heard)
+            progress()
+    features = [each for heard in found for each in heard]
+    genres = [track.labels.genre for track, heard in zip(tracks, found, strict=True) for _ in heard]
     _refuse_one_genre(corpus, genres)
     return GenreClassifier(np.stack(features), [genre or "" for genre in genres])
 

@@ -49,6 +49,17 @@ def test_clips_are_cut_from_the_beginning_and_no_more_than_few() -> None:
     assert clips_of(track[:, : RATE // 2], RATE, 60.0) == []
 
 
+@pytest.mark.parametrize("cores", [1, 3])
+def test_a_judge_is_the_same_however_many_listen(
+    corpus: Path, nano_codec: Codec, monkeypatch: pytest.MonkeyPatch, cores: int
+) -> None:
+    usual = train_judge(corpus, labelled_tracks(corpus), nano_codec, clip_s=2.0)
+    monkeypatch.setattr("musicgen_ft.evaluation.judge.num_cores", lambda: cores)
+    found = train_judge(corpus, labelled_tracks(corpus), nano_codec, clip_s=2.0)
+    clip = sound("chords", 2.0, 7)[0].numpy()
+    assert np.array_equal(found.probabilities(clip, RATE), usual.probabilities(clip, RATE))
+
+
 def test_a_judge_tells_genres_apart_and_how_many_were_heard_as_asked(corpus: Path, nano_codec: Codec) -> None:
     tracks = labelled_tracks(corpus)
     done: list[None] = []
