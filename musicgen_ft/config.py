@@ -420,7 +420,8 @@ class EvaluateConfig:
     """CLAP for how sound fits its text: a folder, or a hub id, which is fetched; none takes laion/larger_clap_music
     where it is in the cache already."""
     judge: Path | None = None
-    """Folder of labelled audio of many genres, none of it trained on: a judge learns them, and hears what is played."""
+    """Folder of labelled audio of many genres, none of it trained on: a judge learns them, and hears what is played. Or
+    nano: the one that comes with it, of the genres of synthesize; or a file of train/nano_judge.py."""
     others: str | None = None
     """Shards of other music than was trained on: whether it plays that as well as before, too."""
     players: int = 6
@@ -588,7 +589,7 @@ class DemoConfig:
     """Optimizer steps; none means the config's."""
     prompt: tuple[str, ...] = ()
     """What to play in the end; none means captions of the corpus."""
-    pieces: int = 12
+    pieces: int = 16
     """Pieces that base and tuned play to be compared, of the genre and of others."""
     duration_s: float = 10.0
     """Seconds of each piece and sample."""
@@ -631,6 +632,33 @@ class PretrainNanoConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "tracks", "duration_s", "codec_tracks", "codec_steps", "text_steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NanoJudgeConfig:
+    """Makes the judge that comes with nano: it tells the genres of synthesize."""
+
+    POSITIONAL: ClassVar[tuple[str, ...]] = ()
+
+    out: Path
+    """Folder for what it makes; genres.npz is the judge."""
+    base: str = "nano"
+    """Whose codec it is to hear through."""
+    tracks: int = 960
+    """Tracks that it learns from, of all genres in turn."""
+    test_tracks: int = 240
+    """Other tracks, of which it is told how many it is right about."""
+    duration_s: float = 10.0
+    """Seconds of each."""
+    seed: int = 950_000
+    """Of the tracks; the next one is that of the others. Training has those below 1000."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "tracks", "test_tracks")
+        if not self.duration_s >= 1:
+            raise ValueError(f"duration_s: found {self.duration_s}, expected 1 or more: less tells no genre.")
+        if not self.seed >= 1000:
+            raise ValueError(f"seed: found {self.seed}, expected 1000 or more: training has those below.")
 
 
 @dataclass(frozen=True, kw_only=True)

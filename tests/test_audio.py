@@ -283,9 +283,9 @@ def test_a_wav_is_read_whatever_stands_before_its_samples_or_is_called_one(tmp_p
     shutil.copy(mp3, tmp_path / "named.wav")
 
     assert probe(tmp_path / "late.wav").duration_s == 1.0
-    late = read(tmp_path / "late.wav", sample_rate=None, channels=None)
+    late = read(tmp_path / "late.wav", sample_rate=8000, channels=1)
     assert np.array_equal(late[0] * 2**15, np.frombuffer(samples, "<i2"))
-    by_name, as_wav = (read(path, sample_rate=None, channels=None) for path in (mp3, tmp_path / "named.wav"))
+    by_name, as_wav = (read(path, sample_rate=48000, channels=1) for path in (mp3, tmp_path / "named.wav"))
     assert np.array_equal(by_name, as_wav)
 
 

@@ -152,7 +152,7 @@ def test_the_installed_wheel_runs_the_demo(
     assert done.returncode == 0, done.stderr
     assert "Done in" in done.stdout
     made = {path.name for path in (tmp_path / "demo").iterdir()}
-    judged = {"asked", "judge", "shards-asked-new", "shards-asked-old"}
+    judged = {"asked", "shards-asked-new", "shards-asked-old"}
     assert made == {"corpus", "shards", "run", "generator", "evaluation", "wavs"} | judged
     assert len(list((tmp_path / "demo" / "corpus").glob("*/*.wav"))) == 14
     assert list((tmp_path / "demo" / "wavs" / "native").glob("*.wav"))

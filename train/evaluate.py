@@ -44,7 +44,7 @@ def main(config: EvaluateConfig) -> None:
     from musicgen_ft.evaluation.embeddings import EncodecEmbedder
     from musicgen_ft.evaluation.exam import Exam
     from musicgen_ft.evaluation.figures import Evaluation, PlayedPrompt
-    from musicgen_ft.evaluation.judge import labelled_tracks
+    from musicgen_ft.evaluation.judge import labelled_tracks, saved_judge
     from musicgen_ft.evaluation.listening import Listener, longest_shared_runs
     from musicgen_ft.evaluation.playing import choose_prompts, hear, stretches
     from musicgen_ft.files import refuse_used
@@ -61,7 +61,8 @@ def main(config: EvaluateConfig) -> None:
         print("nothing is held out in these shards: prompts, losses and distances are of their training tracks")
     others = open_others(config, models["model"], training)
     trained = shards_learned(models["model"], index)
-    judged = None if config.judge is None else labelled_tracks(config.judge)
+    judge = None if config.judge is None else saved_judge(config.judge)
+    judged = None if config.judge is None or judge is not None else labelled_tracks(config.judge)
     clap = open_clap(config.clap)
 
     # The reference: what the codec makes of real tracks.
@@ -69,7 +70,7 @@ def main(config: EvaluateConfig) -> None:
     codec = subject.base.codec().to(device)
     rate = codec.spec.sample_rate
     embedders: list[Embedder] = [EncodecEmbedder(codec), *([] if clap is None else [clap.to(device)])]
-    judge = None if judged is None else train(config, judged, codec)
+    judge = judge if judged is None else train(config, judged, codec)
     chroma = subject.base.lm_config.chroma
     listener = Listener(embedders, sample_rate=rate, classifier=judge, clap=clap, chroma=chroma)
     most = max(REFERENCE_CLIPS, config.pieces)

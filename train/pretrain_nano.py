@@ -3,7 +3,7 @@
 python train/pretrain_nano.py --out nano-work
 python train/pretrain_nano.py --out nano-work --tracks 2000 --max_steps 20000
 
-Two to three hours of 2 CPU cores, by the sum of its parts. Told to stop, run it again: parts that are done stay, the
+About two hours of 2 CPU cores, by the sum of its parts. Told to stop, run it again: parts that are done stay, the
 language model goes on from its last checkpoint.
 """
 

@@ -5,12 +5,13 @@ C channels, L samples, N clips.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from musicgen_ft.errors import UserError
-from musicgen_ft.evaluation.clip_features import Floats, clip_features
+from musicgen_ft.evaluation.clip_features import Floats, clip_features, num_features
 from musicgen_ft.evaluation.linear import LinearClassifier
 
 
@@ -30,6 +31,26 @@ class GenreClassifier:
         if len(set(genres)) < 2:
             raise UserError(f"found clips of {len(set(genres))} genre, expected two or more to tell them apart.")
         self._linear = LinearClassifier(features, genres)
+
+    @classmethod
+    def load(cls, path: Path) -> "GenreClassifier":
+        """What ``save`` wrote.
+
+        Raises:
+            UserError: if the file is none, or of other features than are heard here.
+        """
+        found = cls.__new__(cls)
+        found._linear = LinearClassifier.load(path)
+        if found._linear.num_features != num_features():
+            raise UserError(
+                f"{path}: found a judge of {found._linear.num_features} features, expected one of {num_features()}. It "
+                "was made by another version; make it again."
+            )
+        return found
+
+    def save(self, path: Path) -> None:
+        """Writes it into one small file."""
+        self._linear.save(path)
 
     @property
     def classes(self) -> tuple[str, ...]:

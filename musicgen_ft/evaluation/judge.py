@@ -21,9 +21,21 @@ from musicgen_ft.evaluation.genres import GenreClassifier
 from musicgen_ft.processes import num_cores
 from musicgen_ft.shards.build import default_workers, one_thread_each
 
+NANO_JUDGE = Path(__file__).parents[1] / "assets" / "judge" / "genres.npz"
+"""Of the genres of ``synthesize``; train/nano_judge.py makes it."""
 CLIPS_OF_A_TRACK = 3
 """At most: more of one track tell little that is new."""
 Samples = npt.NDArray[np.float32]
+
+
+def saved_judge(place: Path) -> GenreClassifier | None:
+    """The judge that a file holds, or the bundled one, by the name ``nano``; None where ``place`` is no file.
+
+    Raises:
+        UserError: if the file holds none, or one of another version.
+    """
+    path = NANO_JUDGE if str(place) == "nano" and not place.is_dir() else place
+    return GenreClassifier.load(path) if path.is_file() else None
 
 
 def labelled_tracks(corpus: Path) -> list[Record]:

@@ -101,7 +101,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
         for optimizer, groups in ((self._muon, self.param_groups[:1]), (self._adamw, self.param_groups[1:])):
             if optimizer is not None:
                 optimizer.param_groups, optimizer.state = groups, self.state
-                optimizer.step()
+                optimizer.step()  # type: ignore[no-untyped-call]  # of torch's Muon
         return loss
 
 

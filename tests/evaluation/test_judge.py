@@ -10,8 +10,12 @@ import torch
 from musicgen_ft.audio import write_wav
 from musicgen_ft.codec import Codec
 from musicgen_ft.errors import UserError
-from musicgen_ft.evaluation.judge import CLIPS_OF_A_TRACK, clips_of, labelled_tracks, train_judge
+from musicgen_ft.evaluation.held_out import render_clips
+from musicgen_ft.evaluation.judge import CLIPS_OF_A_TRACK, clips_of, labelled_tracks, saved_judge, train_judge
+from musicgen_ft.evaluation.linear import LinearClassifier
 from musicgen_ft.evaluation.listening import Listener
+from musicgen_ft.evaluation.reconstruction import reconstruct
+from musicgen_ft.synthesis.genres import GENRES
 
 RATE = 16_000
 
@@ -92,3 +96,27 @@ def test_a_folder_of_one_genre_is_refused_also_where_the_other_is_too_short(tmp_
     track("a", "noise", 0.5)
     with pytest.raises(UserError, match="found none, expected tracks of two genres or more"):
         train_judge(tmp_path, labelled_tracks(tmp_path), nano_codec, clip_s=1.0)
+
+
+def test_the_bundled_judge_tells_the_genres_of_unseen_clips_through_the_codec(nano_codec: Codec) -> None:
+    judge = saved_judge(Path("nano"))
+    assert judge is not None
+    assert set(judge.classes) == set(GENRES)
+    clips = render_clips(
+        tuple(GENRES), seed=990_000, clips=1, duration_s=10.0, sample_rate=RATE, channels=1, progress=lambda: None
+    )
+    back = [reconstruct(nano_codec, torch.from_numpy(clip.waveform)).waveform.numpy() for clip in clips]
+    assert [judge.predict(waveform, RATE) for waveform in back] == [clip.genre for clip in clips]
+
+
+def test_a_folder_is_no_saved_judge_whatever_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nano").mkdir()
+    assert saved_judge(Path("nano")) is None
+    assert saved_judge(tmp_path / "nowhere") is None
+
+
+def test_a_saved_judge_of_other_features_is_refused(tmp_path: Path) -> None:
+    LinearClassifier(np.arange(12.0).reshape(4, 3), ["a", "b", "a", "b"]).save(tmp_path / "old.npz")
+    with pytest.raises(UserError, match=r"found a judge of 3 features, expected one of \d+\. .* make it again"):
+        saved_judge(tmp_path / "old.npz")

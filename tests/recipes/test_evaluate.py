@@ -12,6 +12,7 @@ import torch
 
 from musicgen_ft.audio import read, write_wav
 from musicgen_ft.shards.index import ShardIndex
+from musicgen_ft.synthesis.genres import GENRES
 from musicgen_ft.training.run import RunFolder
 
 Command = Callable[..., Any]
@@ -161,6 +162,14 @@ def test_a_judge_of_a_labelled_folder_tells_what_genres_it_hears_and_others_what
     assert "What a classifier hears" in (tmp_path / "e" / "index.html").read_text()
 
 
+def test_the_bundled_judge_knows_all_genres_of_synthesize(run: Path, tmp_path: Path, command: Command) -> None:
+    result = command("evaluate", run, "--out", tmp_path / "e", "--pieces", 2, "--duration_s", 1.2, "--judge", "nano")
+    assert result.status == 0, result.err
+    sound = figures(tmp_path / "e")["yardsticks"]["held_out"]
+    assert set(sound["class_shares"]) == set(GENRES)
+    assert 0 <= sound["heard_as_asked"] <= 1
+
+
 def test_copies_are_looked_for_in_what_the_run_was_trained_on(
     run: Path, shards: Path, tmp_path: Path, command: Command
 ) -> None:
@@ -188,6 +197,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "a base that is none": (("RUN", "--base", "./nowhere"), "Or compare with none: --base none"),
     "a CLAP that is none": (("nano", "SHARDS", "--clap", "EMPTY"), "describes no CLAP"),
     "others that are none": (("nano", "SHARDS", "--others", "EMPTY"), "is not a shards folder"),
+    "a judge that is none": (("nano", "SHARDS", "--judge", "TEXT"), "found no classifier in it"),
     "a judge of one genre": (("nano", "SHARDS", "--judge", "ONE"), "expected tracks of two genres or more"),
     "a judge of blinks": (("nano", "SHARDS", "--judge", "ONE", "--duration_s", "0.6"), "expected 1 or more"),
     "no such device": (("nano", "SHARDS", "--device", "tpu"), "--device tpu"),
@@ -227,7 +237,9 @@ def test_a_mistake_is_told_in_one_line_and_writes_nothing(
         "OTHER": other_codec,
         "RUN": run,
         "ONE": tmp_path / "waltz",
+        "TEXT": tmp_path / "judge.npz",
     }
+    (tmp_path / "judge.npz").write_text("none")
     given = [places.get(word, word) for word in words]
     out = () if "--out" in words else ("--out", tmp_path / "e")
     before = bytes_of(shards)
