@@ -579,17 +579,17 @@ class DemoConfig:
     """What is synthesized: a genre of the rules; nano has never heard reggae and chiptune."""
     base: str = "nano"
     """Model to start from."""
-    finetune_config: str = "demo"
+    finetune_config: str = "demo_lora"
     """Config of finetune: a name in configs/finetune, or a file."""
-    tracks: int = 144
+    tracks: int = 192
     """Tracks to synthesize, of 10 s."""
-    old_tracks: int = 96
+    old_tracks: int = 120
     """Tracks of the genres that nano knows, to train on beside them: without any, they are forgotten."""
     max_steps: int | None = None
     """Optimizer steps; none means the config's."""
     prompt: tuple[str, ...] = ()
     """What to play in the end; none means captions of the corpus."""
-    pieces: int = 16
+    pieces: int = 24
     """Pieces that base and tuned play to be compared, of the genre and of others."""
     duration_s: float = 10.0
     """Seconds of each piece and sample."""

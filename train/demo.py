@@ -63,7 +63,7 @@ def main(config: DemoConfig) -> None:
     commands.run("export", str(run), "--out", str(generator), *last)
     step(5, "evaluate: what it has learned, beside its base, on one page")
     pieces = ["--pieces", str(config.pieces), "--duration_s", str(config.duration_s), *seed]
-    commands.run("evaluate", str(run), *judged, "--out", str(evaluation), "--batch_size", "16", *last, *pieces)
+    commands.run("evaluate", str(run), *judged, "--out", str(evaluation), "--batch_size", "24", *last, *pieces)
     prompts = config.prompt or captions(Path(judged[0]) if judged else shards)
     step(6, "sample captions of the corpus by our own decoding, and the first by transformers")
     options = [*seed, "--duration_s", str(config.duration_s)]
