@@ -156,7 +156,18 @@ def run_command(command: str, *arguments: str) -> None:
     """
     import subprocess
 
-    status = subprocess.run([sys.executable, str(recipe_path(command)), *arguments], check=False).returncode
+    refuse_failure(
+        command, subprocess.run([sys.executable, str(recipe_path(command)), *arguments], check=False).returncode
+    )
+
+
+def refuse_failure(command: str, status: int | None) -> None:
+    """Hands on how a recipe ended.
+
+    Raises:
+        UserError: for status 2: it has told the user why.
+        RuntimeError: for any other but 0.
+    """
     if status == 2:
         raise UserError(f"{command} stopped, see the line above.")
     if status != 0:

@@ -5,8 +5,7 @@ import runpy
 import sys
 from multiprocessing import forkserver
 
-from musicgen_ft.cli import recipe_path, run_command
-from musicgen_ft.errors import UserError
+from musicgen_ft.cli import recipe_path, refuse_failure, run_command
 
 PRELOADED = (
     "musicgen_ft.checkpoint.generator_folder",
@@ -45,10 +44,7 @@ class Commands:
         process = self._context.Process(target=_run, args=(str(recipe_path(command)), arguments))
         process.start()
         process.join()
-        if process.exitcode == 2:
-            raise UserError(f"{command} stopped, see the line above.")
-        if process.exitcode != 0:
-            raise RuntimeError(f"{command} ended with status {process.exitcode}")
+        refuse_failure(command, process.exitcode)
 
 
 def _run(recipe: str, arguments: tuple[str, ...]) -> None:
