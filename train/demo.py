@@ -25,6 +25,8 @@ UNSEEN_SEED = 920_000
 """nano was made of seeds below 1000."""
 TRACK_S = 10
 """Seconds of each track: the music of a few minutes is of more pieces then."""
+JUDGE_TRACKS = 144
+"""Of all genres: for a base whose codec the judge that comes with nano has never heard."""
 AS_MADE = ("--duplicates", "keep", "--auto_labels", "false", "--codec_check_s", "0")
 """Of music made by rule the labels are known, no two tracks are one, and the codec was trained on its like."""
 
@@ -90,7 +92,7 @@ def precision(config: DemoConfig) -> list[str]:
 
 def synthesize_all(config: DemoConfig, commands: Commands) -> list[str]:
     """The corpus, and music of the genre and of others to ask for; returns what ``evaluate`` is to be told."""
-    from musicgen_ft.synthesis.genres import genres_but
+    from musicgen_ft.synthesis.genres import GENRES, genres_but
 
     old, seed = genres_but({*HELD_OUT_GENRES, config.genre}), config.seed + UNSEEN_SEED
     corpus, asked = (config.out / name for name in ("corpus", "asked"))
@@ -105,7 +107,11 @@ def synthesize_all(config: DemoConfig, commands: Commands) -> list[str]:
         words = ["--base", config.base, "--valid_fraction", "0.9", *AS_MADE]
         commands.run("prepare", str(asked / name), "--out", shards, *words)
     shards_new, shards_old = (str(config.out / f"shards-asked-{name}") for name in ("new", "old"))
-    return [shards_new, "--judge", "nano", "--others", shards_old]
+    judge = "nano"
+    if config.base != "nano":
+        judge = str(config.out / "judge")
+        synthesize(commands, Path(judge), JUDGE_TRACKS, list(GENRES), seed=seed + 2)
+    return [shards_new, "--judge", judge, "--others", shards_old]
 
 
 def synthesize(commands: Commands, out: Path, tracks: int, genres: Sequence[str], *, seed: int) -> None:

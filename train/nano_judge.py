@@ -3,7 +3,8 @@
 python train/nano_judge.py --out judge
 """
 
-import shutil
+import tempfile
+from pathlib import Path
 
 from musicgen_ft.cli import run_command, run_recipe
 from musicgen_ft.config import NanoJudgeConfig
@@ -18,29 +19,28 @@ def main(config: NanoJudgeConfig) -> None:
     from musicgen_ft.checkpoint.base import open_base
     from musicgen_ft.evaluation.genres import match_genres
     from musicgen_ft.evaluation.judge import NANO_JUDGE, labelled_tracks, train_judge
+    from musicgen_ft.evaluation.reconstruction import reconstruct
     from musicgen_ft.files import refuse_used
 
     refuse_used(config.out)
-    codec, (learned, tested) = open_base(config.base).codec(), (config.out / name for name in ("learned", "tested"))
+    codec = open_base(config.base).codec()
     rate, channels = codec.spec.sample_rate, codec.spec.channels
     config.out.mkdir(parents=True, exist_ok=True)
-    for number, (folder, count) in enumerate(((learned, config.tracks), (tested, config.test_tracks))):
-        size = ["--tracks", str(count), "--duration_s", str(config.duration_s), "--seed", str(config.seed + number)]
-        run_command("synthesize", "--out", str(folder), *size)
-
-    tracks = labelled_tracks(learned)
-    with progress_bar(total=len(tracks), desc="the judge listens", unit="track") as bar:
-        judge = train_judge(learned, tracks, codec, clip_s=config.duration_s, progress=bar.update)
-    asked, heard = [], []
-    for track in labelled_tracks(tested):
-        clip = read(track.path, sample_rate=rate, channels=channels)
-        back = codec.decode(codec.encode(torch.from_numpy(clip)[None]))[0, :, : clip.shape[1]].numpy()
-        asked.append(track.labels.genre or "")
-        heard.append(judge.predict(back, rate))
+    with tempfile.TemporaryDirectory(dir=config.out) as scratch:
+        learned, tested = (Path(scratch) / name for name in ("learned", "tested"))
+        for number, (folder, count) in enumerate(((learned, config.tracks), (tested, config.test_tracks))):
+            size = ["--tracks", str(count), "--duration_s", str(config.duration_s), "--seed", str(config.seed + number)]
+            run_command("synthesize", "--out", str(folder), *size)
+        tracks = labelled_tracks(learned)
+        with progress_bar(total=len(tracks), desc="the judge listens", unit="track") as bar:
+            judge = train_judge(learned, tracks, codec, clip_s=config.duration_s, progress=bar.update)
+        asked, heard = [], []
+        for track in labelled_tracks(tested):
+            clip = torch.from_numpy(read(track.path, sample_rate=rate, channels=channels))
+            asked.append(track.labels.genre or "")
+            heard.append(judge.predict(reconstruct(codec, clip).waveform.numpy(), rate))
     found = match_genres(asked, heard)
     judge.save(config.out / NANO_JUDGE.name)
-    shutil.rmtree(learned)
-    shutil.rmtree(tested)
     print(f"right about {found.accuracy:.1%} of {found.clips} unseen clips that went through the codec")
     print(f"judge: {config.out / NANO_JUDGE.name}")
 
