@@ -156,9 +156,8 @@ def run_command(command: str, *arguments: str) -> None:
     """
     import subprocess
 
-    refuse_failure(
-        command, subprocess.run([sys.executable, str(recipe_path(command)), *arguments], check=False).returncode
-    )
+    done = subprocess.run([sys.executable, str(recipe_path(command)), *arguments], check=False)
+    refuse_failure(command, done.returncode)
 
 
 def refuse_failure(command: str, status: int | None) -> None:

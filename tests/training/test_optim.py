@@ -49,6 +49,7 @@ def test_gradients_that_are_scaled_are_not_unscaled_within_the_step_which_comes_
     plain, scaled = (build_optimizer(make_lm(), FinetuneConfig(), is_scaled=is_scaled) for is_scaled in (False, True))
 
     assert not _optimizer_handles_unscaling(scaled)  # Lightning asks this before it unscales them itself
+    assert not _optimizer_handles_unscaling(build_optimizer(make_lm(), MUON, is_scaled=True))
     assert plain.defaults["fused"]
 
 
