@@ -611,13 +611,13 @@ class PretrainNanoConfig:
 
     out: Path
     """Folder for everything that it makes; ``nano/`` in it is the base."""
-    tracks: int = 3600
+    tracks: int = 7200
     """Tracks to synthesize, of all genres but those held out."""
     held_out: tuple[str, ...] = HELD_OUT_GENRES
     """Genres to leave out."""
-    duration_s: float = 20.0
+    duration_s: float = 10.0
     """Seconds of each track."""
-    codec_tracks: int = 250
+    codec_tracks: int = 500
     """Tracks that the codec learns from."""
     codec_steps: int = 6000
     """Optimizer steps of the codec."""
@@ -728,7 +728,7 @@ class NanoFinetuningConfig:
     old_tracks: int = 120
     """Tracks of the others beside them, in the arms that have them."""
     judge_tracks: int = 240
-    """Tracks of all genres that the judge learns from."""
+    """Tracks of all genres that the judge learns from, of another base than nano, whose judge comes with it."""
     duration_s: float = 10.0
     """Seconds of each track."""
     finetune_config: str = "demo"

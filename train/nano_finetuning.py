@@ -51,21 +51,25 @@ def make_corpora(config: NanoFinetuningConfig, known: list[str]) -> None:
     from musicgen_ft.files import atomic_folder
     from musicgen_ft.synthesis.genres import GENRES
 
-    new, mixed, unseen, others, judge = (
-        config.out / "corpora" / name for name in ("new", "mixed", "unseen", "others", "judge")
-    )
+    new, mixed, unseen, others = (config.out / "corpora" / name for name in ("new", "mixed", "unseen", "others"))
     synthesize(config, new, config.tracks, [config.genre], seed=config.seed)
     synthesize(config, mixed / "new", config.tracks, [config.genre], seed=config.seed)
     synthesize(config, mixed / "old", config.old_tracks, known, seed=config.seed)
     synthesize(config, unseen, config.pieces, [config.genre], seed=config.seed + 1)
     synthesize(config, others, config.pieces, known, seed=config.seed + 1)
-    synthesize(config, judge, config.judge_tracks, list(GENRES), seed=config.seed + 2)
+    if config.base != "nano":
+        synthesize(config, own_judge(config), config.judge_tracks, list(GENRES), seed=config.seed + 2)
     with atomic_folder(config.out / "corpora" / "shuffled") as folder:
         shuffle_labels(mixed, folder, seed=config.seed)
     words = ["--base", config.base, "--duplicates", "keep", "--auto_labels", "false"]
     for name, valid in (("new", 0.1), ("mixed", 0.1), ("shuffled", 0.1), ("unseen", 0.9), ("others", 0.9)):
         corpus, shards = (str(config.out / kind / name) for kind in ("corpora", "shards"))
         run_command("prepare", corpus, "--out", shards, "--valid_fraction", str(valid), *words)
+
+
+def own_judge(config: NanoFinetuningConfig) -> Path:
+    """Music that a judge learns from, of a base whose codec the judge that comes with nano has never heard."""
+    return config.out / "corpora" / "judge"
 
 
 def synthesize(config: NanoFinetuningConfig, out: Path, tracks: int, genres: list[str], *, seed: int) -> None:
@@ -85,7 +89,7 @@ def finetune(config: NanoFinetuningConfig, corpus: str, run: Path, words: tuple[
 
 def evaluate(config: NanoFinetuningConfig, run: Path, page: Path) -> None:
     """On captions of unseen tracks, of the genre and of the others, heard by one judge."""
-    shards, judge = config.out / "shards", config.out / "corpora" / "judge"
+    shards, judge = config.out / "shards", "nano" if config.base == "nano" else own_judge(config)
     size = ["--pieces", str(config.pieces), "--duration_s", str(config.piece_s), "--batch_size", "8"]
     beside = ["--base", config.base, "--others", str(shards / "others"), "--judge", str(judge)]
     run_command(

@@ -10,7 +10,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-TINY = ("--tracks", 4, "--old_tracks", 3, "--judge_tracks", 24, "--duration_s", 2.5, "--max_steps", 2, "--pieces", 3)
+TINY = ("--tracks", 4, "--old_tracks", 3, "--duration_s", 2.5, "--max_steps", 2, "--pieces", 3)
 
 
 def test_each_arm_is_trained_on_its_corpus_and_heard_by_one_judge(tmp_path: Path) -> None:
