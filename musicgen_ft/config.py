@@ -583,7 +583,7 @@ class DemoConfig:
     """Config of finetune: a name in configs/finetune, or a file."""
     tracks: int = 192
     """Tracks to synthesize, of 10 s."""
-    old_tracks: int = 120
+    old_tracks: int = 160
     """Tracks of the genres that nano knows, to train on beside them: without any, they are forgotten."""
     max_steps: int | None = None
     """Optimizer steps; none means the config's."""
@@ -725,7 +725,7 @@ class NanoFinetuningConfig:
     """Genres that the base was not trained on; the others are not to be forgotten."""
     tracks: int = 192
     """Tracks of the genre to learn from."""
-    old_tracks: int = 120
+    old_tracks: int = 160
     """Tracks of the others beside them, in the arms that have them."""
     judge_tracks: int = 240
     """Tracks of all genres that the judge learns from, of another base than nano, whose judge comes with it."""

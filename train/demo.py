@@ -34,6 +34,7 @@ AS_MADE = ("--duplicates", "keep", "--auto_labels", "false", "--codec_check_s", 
 def main(config: DemoConfig) -> None:
     """Runs the other recipes one after the other, as a user would, and says what they made."""
     from musicgen_ft.corpus.scan import scan_corpus
+    from musicgen_ft.devices import bf16_words
     from musicgen_ft.files import refuse_used
     from musicgen_ft.synthesis.genres import find_genre
 
@@ -57,7 +58,9 @@ def main(config: DemoConfig) -> None:
     step(2, f"prepare: {corpus} -> EnCodec codes of {config.base}")
     commands.run("prepare", str(corpus), "--out", str(shards), "--base", config.base, *(AS_MADE if judged else ()))
     step(3, f"finetune {config.base} on them")
-    how = precision(config) + ([] if config.max_steps is None else ["--max_steps", str(config.max_steps)])
+    how = [] if config.max_steps is None else ["--max_steps", str(config.max_steps)]
+    if config.finetune_config == DemoConfig.finetune_config:
+        how += bf16_words()
     commands.run("finetune", str(shards), "--out", str(run), "--config", config.finetune_config, *how, *seed)
     step(4, "export: one folder that audiocraft and transformers open")
     # The last step, not the best one: the held-out loss turns while the genre is still being learned.
@@ -80,14 +83,6 @@ def main(config: DemoConfig) -> None:
 def step(number: int, what: str) -> None:
     """Announces a step."""
     print(f"\n[{number}/6] {what}", flush=True)
-
-
-def precision(config: DemoConfig) -> list[str]:
-    """Words for ``finetune``: bf16 on a CPU that computes in it; nano learns as well, in two thirds of the time."""
-    from musicgen_ft.devices import computes_in_bf16, resolve_device
-
-    is_own = config.finetune_config != DemoConfig.finetune_config
-    return [] if is_own or not computes_in_bf16(resolve_device("auto")) else ["--precision", "bf16"]
 
 
 def synthesize_all(config: DemoConfig, commands: Commands) -> list[str]:

@@ -82,9 +82,11 @@ def synthesize(config: NanoFinetuningConfig, out: Path, tracks: int, genres: lis
 
 def finetune(config: NanoFinetuningConfig, corpus: str, run: Path, words: tuple[str, ...]) -> None:
     """One arm."""
-    steps = [] if config.max_steps is None else ["--max_steps", str(config.max_steps)]
+    from musicgen_ft.devices import bf16_words
+
+    how = bf16_words() + ([] if config.max_steps is None else ["--max_steps", str(config.max_steps)])
     shards = str(config.out / "shards" / corpus)
-    run_command("finetune", shards, "--out", str(run), "--config", config.finetune_config, *steps, *words)
+    run_command("finetune", shards, "--out", str(run), "--config", config.finetune_config, *how, *words)
 
 
 def evaluate(config: NanoFinetuningConfig, run: Path, page: Path) -> None:
