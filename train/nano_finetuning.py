@@ -61,7 +61,7 @@ def make_corpora(config: NanoFinetuningConfig, known: list[str]) -> None:
         synthesize(config, own_judge(config), config.judge_tracks, list(GENRES), seed=config.seed + 2)
     with atomic_folder(config.out / "corpora" / "shuffled") as folder:
         shuffle_labels(mixed, folder, seed=config.seed)
-    words = ["--base", config.base, "--duplicates", "keep", "--auto_labels", "false"]
+    words = ["--base", config.base, "--duplicates", "keep", "--auto_labels", "false", "--codec_check_s", "0"]
     for name, valid in (("new", 0.1), ("mixed", 0.1), ("shuffled", 0.1), ("unseen", 0.9), ("others", 0.9)):
         corpus, shards = (str(config.out / kind / name) for kind in ("corpora", "shards"))
         run_command("prepare", corpus, "--out", shards, "--valid_fraction", str(valid), *words)

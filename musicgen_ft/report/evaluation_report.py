@@ -119,7 +119,8 @@ def key_figures(evaluation: Evaluation) -> list[Tile]:
         shown.append(Tile(value=number(round(loss.ppl, 1)), label="Perplexity", note=note))
     if model.sound.heard_as_asked is not None:
         of_base_share = None if base is None else base.sound.heard_as_asked
-        note = "of the pieces, by the judge" if of_base_share is None else f"base {of_base_share:.0%}"
+        margin = _margin(model.sound.heard_as_asked, model.sound.num_clips)
+        note = f"{margin}, " + ("of the pieces, by the judge" if of_base_share is None else f"base {of_base_share:.0%}")
         shown.append(Tile(value=f"{model.sound.heard_as_asked:.0%}", label="Heard as the genre asked for", note=note))
     for embedding, found in model.sound.distances.items():
         of_base_sound = None if base is None else base.sound.distances.get(embedding)
@@ -151,7 +152,8 @@ def _other_tiles(evaluation: Evaluation) -> list[Tile]:
     note = "nats per code" if base is None else f"base {base.likelihood.ce:.3f}"
     shown = [Tile(value=f"{model.likelihood.ce:.3f}", label="Loss, other music", note=note)]
     if model.heard_as_asked is not None:
-        told = [] if base is None or base.heard_as_asked is None else [f"base {base.heard_as_asked:.0%}"]
+        told = [_margin(model.heard_as_asked, model.num_clips)]
+        told += [] if base is None or base.heard_as_asked is None else [f"base {base.heard_as_asked:.0%}"]
         if evaluation.real_others_heard_as_asked is not None:
             told.append(f"real tracks {evaluation.real_others_heard_as_asked:.0%}")
         shown.append(
@@ -163,6 +165,15 @@ def _other_tiles(evaluation: Evaluation) -> list[Tile]:
             Tile(value=f"{model.heard_as_learned:.0%}", label="Other music, heard as what was learned", note=of_base)
         )
     return shown
+
+
+def _margin(share: float, num_clips: int) -> str:
+    """How far a share of so many clips is from that of very many: its standard error in percent, by Agresti and Coull.
+
+    Two hits and two misses are added to what was counted, so that none or all of a few clips is not taken for certain.
+    """
+    likely = (share * num_clips + 2) / (num_clips + 4)
+    return f"± {100 * math.sqrt(likely * (1 - likely) / (num_clips + 4)):.0f}"
 
 
 def summary_lines(evaluation: Evaluation) -> list[str]:

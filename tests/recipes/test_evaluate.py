@@ -145,8 +145,8 @@ def test_a_judge_of_a_labelled_folder_tells_what_genres_it_hears_and_others_what
     words = ("--pieces", 3, "--duration_s", 1.2, "--judge", corpus, "--others", shards)
     result = command("evaluate", run, "--out", tmp_path / "e", *words)
     assert result.status == 0, result.err
-    assert re.search(r"Heard as the genre asked for: \d+% \(base \d+%\)", result.out)
-    assert re.search(r"Other music, heard as asked: \d+% \(base \d+%, real tracks \d+%\)", result.out)
+    assert re.search(r"Heard as the genre asked for: \d+% \(± \d+, base \d+%\)", result.out)
+    assert re.search(r"Other music, heard as asked: \d+% \(± \d+, base \d+%, real tracks \d+%\)", result.out)
     values = figures(tmp_path / "e")
     genres = {json.loads(path.read_text())["genre"] for path in corpus.glob("*.json")}
     for sound in (values["models"]["model"]["sound"], values["yardsticks"]["held_out"]):

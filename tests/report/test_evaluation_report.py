@@ -168,6 +168,24 @@ def test_the_terminal_gets_the_key_figures(make: Callable[..., Evaluation]) -> N
     assert len(lines) == len(key_figures(make()))
 
 
+@pytest.mark.parametrize(
+    ("share", "num_clips", "told"),
+    [
+        (0.75, 24, "75% (± 9, base 25%)"),  # 20 of 28 with two hits and two misses: sqrt(0.714 x 0.286 / 28) = 0.085
+        (1.0, 6, "100% (± 13, base 25%)"),  # all of a few clips are no certainty: 8 of 10
+        (0.0, 96, "0% (± 1, base 25%)"),
+    ],
+)
+def test_a_share_of_the_pieces_is_told_with_how_much_so_few_can_tell(
+    make: Callable[..., Evaluation], share: float, num_clips: int, told: str
+) -> None:
+    base, tuned = (
+        model(place, ce=5.0, sound=sound(num_clips=num_clips, heard_as_asked=heard))
+        for place, heard in (("nano", 0.25), ("run", share))
+    )
+    assert f"Heard as the genre asked for: {told}" in summary_lines(make(models={"base": base, "model": tuned}))
+
+
 def test_curves_are_those_of_the_log(tmp_path: Path) -> None:
     assert loss_curves(tmp_path) == {}
     rows = ["step,train/ce,valid/ce,valid/forgetting_ce", "0,,6.5,", "1,6.0,,", "2,5.5,5.8,"]
