@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from musicgen_ft.devices import computes_in_bf16
+from musicgen_ft.devices import bf16_words, computes_in_bf16
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,15 @@ def test_a_cpu_computes_in_bf16_where_it_has_the_instructions(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert computes_in_bf16(torch.device("cpu")) is found
+
+
+@pytest.mark.parametrize(("has_bf16", "words"), [(True, ["--precision", "bf16"]), (False, [])])
+def test_nano_is_trained_in_bf16_where_the_cpu_computes_in_it(
+    has_bf16: bool, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_bf16})
+    assert bf16_words() == words
 
 
 def test_this_cpu_is_asked() -> None:
