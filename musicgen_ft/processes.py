@@ -1,6 +1,8 @@
 """How many processes may run here, and which of them this one is: as the machine, torchrun and SLURM tell."""
 
 import os
+import threading
+import time
 from contextlib import suppress
 
 
@@ -18,6 +20,17 @@ def worker_number() -> int:
 def num_workers() -> int:
     """Workers that torchrun or a SLURM array started."""
     return max(1, _number("WORLD_SIZE", _number("SLURM_ARRAY_TASK_COUNT", 1)))
+
+
+def end_with(parent: int) -> None:
+    """Ends this process soon after ``parent``, the process that started it, is gone: a killed one tells nobody."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _number(name: str, default: int) -> int:

@@ -24,6 +24,7 @@ from musicgen_ft.corpus.survey import VERSION, Survey, survey, survey_from_dict,
 from musicgen_ft.errors import UserError
 from musicgen_ft.files import atomic_path, read_json, write_json
 from musicgen_ft.leases import Leases, LeasesGoneError, work_through
+from musicgen_ft.processes import end_with
 
 logger = logging.getLogger(__name__)
 
@@ -224,7 +225,7 @@ def _worker(
     writer: Connection,
 ) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # an exception: no file is blamed for it
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    end_with(parent)
     try:
         _survey_blocks(blocks, store, listen, first)
     except (UserError, OSError) as error:  # a full disk, say: one line, and not a traceback for each process
@@ -250,7 +251,7 @@ def _survey_apart(record: Record, *, listen: bool) -> Survey:
 
 
 def _send_survey(record: Record, listen: bool, parent: int, writer: Connection) -> None:
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    end_with(parent)
     writer.send(survey_to_dict(survey(record, listen=listen)))
 
 
@@ -273,10 +274,3 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _end_with(parent: int) -> None:
-    """Ends this process when its parent is gone: a killed parent tells nobody."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(0)

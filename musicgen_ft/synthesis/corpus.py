@@ -1,6 +1,7 @@
 """Writes a corpus: for each track a wav file and a JSON file of its labels beside it."""
 
 import multiprocessing
+import os
 import wave
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -12,6 +13,7 @@ import numpy as np
 
 from musicgen_ft.errors import UserError
 from musicgen_ft.files import atomic_path, write_json
+from musicgen_ft.processes import end_with
 from musicgen_ft.synthesis.genres import GENRES, find_genre
 from musicgen_ft.synthesis.render import Track, render_track
 
@@ -74,7 +76,8 @@ def _synthesized(work: Sequence[_Work], workers: int) -> Iterator[Path]:
         yield from map(_synthesize_track, work)
         return
     spawn = multiprocessing.get_context("spawn")  # what the parent has loaded may hold threads: no fork
-    with ProcessPoolExecutor(min(workers, len(work)), mp_context=spawn) as pool:
+    processes = min(workers, len(work))
+    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=end_with, initargs=(os.getpid(),)) as pool:
         for done in as_completed([pool.submit(_synthesize_track, one) for one in work]):
             yield done.result()
 

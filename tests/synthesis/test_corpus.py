@@ -1,6 +1,10 @@
 """A corpus on the disk: the same bytes each time, whole, with labels that audiocraft reads."""
 
 import json
+import select
+import subprocess
+import sys
+import time
 import wave
 from pathlib import Path
 
@@ -116,3 +120,21 @@ def test_a_wrong_argument_is_refused_before_anything_is_written(
     with pytest.raises(UserError, match=message):
         synthesize_corpus(tmp_path, num_tracks=num_tracks, seed=0, duration_s=duration_s, genres=genres)
     assert not list(tmp_path.iterdir())
+
+
+def test_no_process_is_left_of_a_corpus_that_was_killed(tmp_path: Path) -> None:
+    """The pipe that each of them holds the other end of closes with the last."""
+    code = (
+        "from pathlib import Path; from musicgen_ft.synthesis.corpus import synthesize_corpus\n"
+        "if __name__ == '__main__':\n"
+        f"    synthesize_corpus(Path({str(tmp_path)!r}), num_tracks=500, seed=7, duration_s=20.0, workers=2)\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code, encoding="utf-8")
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        while not any(tmp_path.glob("*.wav")):
+            assert parent.poll() is None
+            time.sleep(0.1)
+        parent.kill()
+        assert select.select([parent.stdout], [], [], 30)[0]  # what can be read is its end
