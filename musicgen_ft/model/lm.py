@@ -151,6 +151,8 @@ class KVCache:
 
 PLAIN_STEPS = 1024
 """Steps up to which attention may keep the products of all steps with all others."""
+CAUSAL_BLOCK = 128
+"""Steps whose products are made at once where none sees those after it."""
 
 
 def _attention(q: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None, is_causal: bool) -> Tensor:
@@ -172,13 +174,23 @@ def _attention(q: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None, 
 
 
 def _plain_attention(q: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None, is_causal: bool) -> Tensor:
-    S, N = q.shape[2], keys.shape[2]
-    if is_causal:
-        mask = torch.ones(S, N, dtype=torch.bool).tril()
-    scores = q @ (keys / math.sqrt(q.shape[3])).transpose(-1, -2)  # [B, H, S, N]
-    if mask is not None:
-        scores = scores + torch.zeros(mask.shape, dtype=q.dtype).masked_fill(~mask, -torch.inf)
-    return torch.softmax(scores, dim=-1) @ values
+    """The products of all steps with all others; causal, of a block of steps with those up to its end alone."""
+    keys = keys / math.sqrt(q.shape[3])
+    if not is_causal:
+        bias = None if mask is None else torch.zeros(mask.shape, dtype=q.dtype).masked_fill(~mask, -torch.inf)
+        return _attend(q, keys, values, bias)
+    blocks = []
+    for begin in range(0, q.shape[2], CAUSAL_BLOCK):
+        block = q[:, :, begin : begin + CAUSAL_BLOCK]
+        end = begin + block.shape[2]
+        bias = torch.full((end - begin, end), -torch.inf, dtype=q.dtype).triu(1 + begin)
+        blocks.append(_attend(block, keys[:, :, :end], values[:, :, :end], bias))
+    return torch.cat(blocks, dim=2)
+
+
+def _attend(q: Tensor, scaled_keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+    scores = q @ scaled_keys.transpose(-1, -2)  # [B, H, S, N]
+    return torch.softmax(scores if bias is None else scores + bias, dim=-1) @ values
 
 
 class Attention(nn.Module):

@@ -323,8 +323,9 @@ def test_recomputing_runs_the_layers_twice_in_training_and_once_without_gradient
 def test_on_a_cpu_attention_in_bf16_and_its_gradients_are_near_those_of_fp32(
     monkeypatch: pytest.MonkeyPatch, plain_steps: int, is_masked: bool
 ) -> None:
-    """Of plain products, and of torch's own over more steps than those are for."""
+    """Of plain products, in blocks of which the last is shorter, and of torch's own over more steps than those."""
     monkeypatch.setattr("musicgen_ft.model.lm.PLAIN_STEPS", plain_steps)
+    monkeypatch.setattr("musicgen_ft.model.lm.CAUSAL_BLOCK", 3)
     generator = torch.Generator().manual_seed(0)
     q, keys, values, wanted = (torch.randn(2, 3, 7, 8, generator=generator).bfloat16() for _ in range(4))
     mask = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [1, 1, 0, 1, 0, 0, 0]]).bool()[:, None, None] if is_masked else None
