@@ -156,8 +156,12 @@ def run_command(command: str, *arguments: str) -> None:
     """
     import subprocess
 
-    done = subprocess.run([sys.executable, str(recipe_path(command)), *arguments], check=False)
-    refuse_failure(command, done.returncode)
+    from musicgen_ft.processes import handing_on_sigterm
+
+    words = [sys.executable, str(recipe_path(command)), *arguments]
+    with subprocess.Popen(words) as process, handing_on_sigterm(process.terminate):
+        status = process.wait()
+    refuse_failure(command, status)
 
 
 def refuse_failure(command: str, status: int | None) -> None:

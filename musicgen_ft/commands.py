@@ -6,6 +6,7 @@ import sys
 from multiprocessing import forkserver
 
 from musicgen_ft.cli import recipe_path, refuse_failure, run_command
+from musicgen_ft.processes import end_with_parent, handing_on_sigterm
 
 PRELOADED = (
     "musicgen_ft.checkpoint.generator_folder",
@@ -43,10 +44,12 @@ class Commands:
             return
         process = self._context.Process(target=_run, args=(str(recipe_path(command)), arguments))
         process.start()
-        process.join()
+        with handing_on_sigterm(process.terminate):
+            process.join()
         refuse_failure(command, process.exitcode)
 
 
 def _run(recipe: str, arguments: tuple[str, ...]) -> None:
+    end_with_parent()
     sys.argv = [recipe, *arguments]
     runpy.run_path(recipe, run_name="__main__")

@@ -1,9 +1,12 @@
-"""How many processes may run here, and which of them this one is: as the machine, torchrun and SLURM tell."""
+"""How many processes may run here, which of them this one is, and how one ends with another."""
 
+import multiprocessing
 import os
+import signal
+import sys
 import threading
-import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 
 def num_cores() -> int:
@@ -22,15 +25,44 @@ def num_workers() -> int:
     return max(1, _number("WORLD_SIZE", _number("SLURM_ARRAY_TASK_COUNT", 1)))
 
 
-def end_with(parent: int) -> None:
-    """Ends this process soon after ``parent``, the process that started it, is gone: a killed one tells nobody."""
+def end_with_parent() -> None:
+    """Ends this process, one of multiprocessing's, soon after whoever started it is gone: a killed one tells nobody."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
+        parent.join()
         os._exit(0)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def handing_on_sigterm(terminate: Callable[[], object]) -> Iterator[None]:
+    """While this process waits for another one, SIGTERM is for that one: it may have something to save.
+
+    Args:
+        terminate: sends it SIGTERM.
+
+    Raises:
+        SystemExit: with 143, after SIGTERM, when what it waits for is over.
+    """
+    if threading.current_thread() is not threading.main_thread():  # no signal can be set there
+        yield
+        return
+    told: list[int] = []
+
+    def hand_on(number: int, _: object) -> None:
+        told.append(number)
+        terminate()
+
+    before = signal.signal(signal.SIGTERM, hand_on)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if told:
+            sys.exit(128 + signal.SIGTERM)
 
 
 def _number(name: str, default: int) -> int:

@@ -1,7 +1,10 @@
 """Recipes run in forks of one process that has imported all."""
 
+import select
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -60,6 +63,37 @@ def test_recipes_are_run_and_what_stops_them_is_told(tmp_path: Path, platform: s
     first, second = ({path.name: path.read_bytes() for path in (tmp_path / of).iterdir()} for of in ("first", "second"))
     assert first == second
     assert len(first) == 4
+
+
+WAITING = """
+import sys
+
+from musicgen_ft.commands import Commands
+
+if __name__ == "__main__":
+    if sys.argv[1] != "linux":
+        sys.platform = sys.argv[1]
+    Commands().run("synthesize", "--out", "corpus", "--tracks", "500", "--duration_s", "20", "--workers", "1")
+"""
+
+
+@pytest.mark.parametrize(
+    ("platform", "number"), [("linux", signal.SIGTERM), ("linux", signal.SIGKILL), ("darwin", signal.SIGTERM)]
+)
+def test_no_recipe_goes_on_when_the_one_that_waits_for_it_is_stopped(
+    tmp_path: Path, platform: str, number: signal.Signals
+) -> None:
+    (tmp_path / "program.py").write_text(WAITING)
+    command = [sys.executable, "program.py", platform]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        while not list(tmp_path.glob("*/*.wav")):  # in a folder of a name for the time being
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(number)
+        assert process.wait(30) == (143 if number == signal.SIGTERM else -number)
+        assert process.stdout is not None
+        assert select.select([process.stdout], [], [], 30)[0]  # what can be read is its end: nobody has it open
+        assert process.stdout.read() == b""
 
 
 def test_what_is_imported_before_is_there() -> None:

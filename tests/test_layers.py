@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    {"errors", "files", "config", "cli", "commands", "terminal"},
+    {"errors", "files", "config", "cli", "commands", "processes", "terminal"},
     {
         "audio",
         "containers",
@@ -26,7 +26,6 @@ LAYERS = (
         "low_bit",
         "devices",
         "leases",
-        "processes",
         "pictures",
         "stems",
         "demucs_models",

@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import multiprocessing
-import os
 import signal
 import sys
 import threading
@@ -24,7 +23,7 @@ from musicgen_ft.corpus.survey import VERSION, Survey, survey, survey_from_dict,
 from musicgen_ft.errors import UserError
 from musicgen_ft.files import atomic_path, read_json, write_json
 from musicgen_ft.leases import Leases, LeasesGoneError, work_through
-from musicgen_ft.processes import end_with
+from musicgen_ft.processes import end_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -190,7 +189,7 @@ def _survey_in_processes(
     def start(number: int) -> tuple[SpawnProcess, Connection]:
         first = number * len(blocks) // workers
         reader, writer = context.Pipe(duplex=False)
-        arguments = (blocks, store, listen, first, os.getpid(), writer)
+        arguments = (blocks, store, listen, first, writer)
         process = context.Process(target=_worker, args=arguments)
         with _deaf_to_ctrl_c():
             process.start()
@@ -221,11 +220,10 @@ def _worker(
     store: SurveyStore,
     listen: bool,
     first: int,
-    parent: int,
     writer: Connection,
 ) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # an exception: no file is blamed for it
-    end_with(parent)
+    end_with_parent()
     try:
         _survey_blocks(blocks, store, listen, first)
     except (UserError, OSError) as error:  # a full disk, say: one line, and not a traceback for each process
@@ -237,7 +235,7 @@ def _survey_apart(record: Record, *, listen: bool) -> Survey:
     """The survey of a file that may end the process that decodes it: another one than this."""
     context = multiprocessing.get_context("spawn")
     reader, writer = context.Pipe(duplex=False)
-    process = context.Process(target=_send_survey, args=(record, listen, os.getpid(), writer))
+    process = context.Process(target=_send_survey, args=(record, listen, writer))
     with _deaf_to_ctrl_c():
         process.start()
     writer.close()
@@ -250,8 +248,8 @@ def _survey_apart(record: Record, *, listen: bool) -> Survey:
         process.join()
 
 
-def _send_survey(record: Record, listen: bool, parent: int, writer: Connection) -> None:
-    end_with(parent)
+def _send_survey(record: Record, listen: bool, writer: Connection) -> None:
+    end_with_parent()
     writer.send(survey_to_dict(survey(record, listen=listen)))
 
 

@@ -1,7 +1,6 @@
 """Writes a corpus: for each track a wav file and a JSON file of its labels beside it."""
 
 import multiprocessing
-import os
 import wave
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -13,7 +12,7 @@ import numpy as np
 
 from musicgen_ft.errors import UserError
 from musicgen_ft.files import atomic_path, write_json
-from musicgen_ft.processes import end_with
+from musicgen_ft.processes import end_with_parent
 from musicgen_ft.synthesis.genres import GENRES, find_genre
 from musicgen_ft.synthesis.render import Track, render_track
 
@@ -77,7 +76,7 @@ def _synthesized(work: Sequence[_Work], workers: int) -> Iterator[Path]:
         return
     spawn = multiprocessing.get_context("spawn")  # what the parent has loaded may hold threads: no fork
     processes = min(workers, len(work))
-    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=end_with, initargs=(os.getpid(),)) as pool:
+    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=end_with_parent) as pool:
         for done in as_completed([pool.submit(_synthesize_track, one) for one in work]):
             yield done.result()
 
