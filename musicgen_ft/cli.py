@@ -160,7 +160,11 @@ def run_command(command: str, *arguments: str) -> None:
 
     words = [sys.executable, str(recipe_path(command)), *arguments]
     with subprocess.Popen(words) as process, handing_on_sigterm(process.terminate):
-        status = process.wait()
+        try:
+            status = process.wait()
+        except BaseException:  # Ctrl-C, say
+            process.kill()
+            raise
     refuse_failure(command, status)
 
 

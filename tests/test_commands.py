@@ -66,11 +66,13 @@ def test_recipes_are_run_and_what_stops_them_is_told(tmp_path: Path, platform: s
 
 
 WAITING = """
+import signal
 import sys
 
 from musicgen_ft.commands import Commands
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may have told it to ignore
     if sys.argv[1] != "linux":
         sys.platform = sys.argv[1]
     Commands().run("synthesize", "--out", "corpus", "--tracks", "500", "--duration_s", "20", "--workers", "1")
@@ -78,7 +80,13 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(
-    ("platform", "number"), [("linux", signal.SIGTERM), ("linux", signal.SIGKILL), ("darwin", signal.SIGTERM)]
+    ("platform", "number"),
+    [
+        ("linux", signal.SIGTERM),
+        ("linux", signal.SIGKILL),
+        ("darwin", signal.SIGTERM),
+        ("darwin", signal.SIGINT),
+    ],
 )
 def test_no_recipe_goes_on_when_the_one_that_waits_for_it_is_stopped(
     tmp_path: Path, platform: str, number: signal.Signals
