@@ -28,7 +28,7 @@ def write_untrained_lm(folder: Path, sizes: NanoSizes, codec: Codec, text_encode
     """
     config = LMConfig(
         dim=sizes.dim,
-        num_heads=sizes.dim // 64,
+        num_heads=sizes.dim // sizes.head_dim,
         num_layers=sizes.num_layers,
         ffn_dim=4 * sizes.dim,
         n_q=codec.spec.n_q,

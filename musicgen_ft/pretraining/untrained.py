@@ -34,7 +34,10 @@ class NanoSizes:
     text_layers: int = 2
     """Layers of T5, of width 64."""
     dim: int = 192
-    """Width of the language model, in heads of 64."""
+    """Width of the language model."""
+    head_dim: int = 32
+    """Width of a head, half of the released models'. Of three heads in each layer a third of all did nothing but bring
+    together the codebooks that the delay pattern holds apart, and few were left for the beat."""
     num_layers: int = 6
     """Its layers."""
 

@@ -16,8 +16,10 @@ from musicgen_ft.synthesis.theory import Chord, Key, nearest_pitch
 _BARS_PER_SECTION = 4
 _FORM = "AABA"
 GRID_S = 0.02
-"""A beat is a whole number of these, frames of EnCodec at 50 Hz: what is played again has nearly the same codes again,
-and from that a small model learns within an hour that music has a beat."""
+"""A beat and its parts are whole numbers of these, frames of EnCodec at 50 Hz: what is played again has nearly the same
+codes again, and there are few tempi, so that a small model learns within an hour that music has a beat."""
+_ROUNDING = 1e-6
+"""Of a quotient that should be whole: 60 / 125 / 0.08 is a little more than 6."""
 
 
 class Note(NamedTuple):
@@ -129,9 +131,10 @@ def compose(genre: Genre, rng: np.random.Generator, duration_s: float) -> Score:
 
 
 def _choose_beat_s(genre: Genre, rng: np.random.Generator) -> float:
-    """A tempo of the genre's whose beat lies on the grid."""
-    slowest, fastest = (60 / bpm / GRID_S for bpm in genre.tempo_bpm)
-    return GRID_S * int(rng.integers(math.ceil(fastest), math.floor(slowest) + 1))
+    """A tempo of the genre's whose beat, in as many parts as the genre has it, lies on the grid."""
+    part_s = GRID_S * genre.parts_per_beat
+    slowest, fastest = (60 / bpm / part_s for bpm in genre.tempo_bpm)
+    return part_s * int(rng.integers(math.ceil(fastest - _ROUNDING), math.floor(slowest + _ROUNDING) + 1))
 
 
 def _choose(rng: np.random.Generator, options: tuple[str, ...]) -> str:
@@ -168,7 +171,10 @@ def _start_s(bar: Bar, step: int, genre: Genre, feel: _Feel, step_s: float) -> f
     unit, late = genre.swing
     pair, inside = divmod(bar.number * genre.steps_per_bar + step, 2 * unit)
     share = inside * (1 + late) if inside <= unit else 2 * unit - (2 * unit - inside) * (1 - late)
-    return max(0.0, (pair * 2 * unit + share) * step_s + float(feel.late_s[step]))
+    start_s = (pair * 2 * unit + share) * step_s
+    if late:
+        start_s = GRID_S * math.floor(start_s / GRID_S + 0.5 + _ROUNDING)
+    return max(0.0, start_s + float(feel.late_s[step]))
 
 
 def _play_part(

@@ -99,6 +99,8 @@ class Genre:
     """The drums, if the genre has any."""
     beats_per_bar: int = 4
     """Quarter notes in a bar."""
+    parts_per_beat: int = 4
+    """Of a quarter note, each a whole number of the grid's steps: 4 sixteenths, 3 of a triplet, 2 eighths."""
     swing: tuple[int, float] = (1, 0.0)
     """Unit in steps (1: sixteenths, 2: eighths) and the share of a unit by which every second one comes late."""
     looseness_s: float = 0.004

@@ -9,12 +9,12 @@ from musicgen_ft.synthesis.arrange import GRID_S, Note, Score, compose
 from musicgen_ft.synthesis.genres import GENRES
 from musicgen_ft.synthesis.style import Drums, Genre, Part
 
-BEAT_S = 0.5
+BEAT_S = 0.48
 BAR_S = 4 * BEAT_S
 PLAIN = Genre(
     name="plain",
     noun="plain tune",
-    tempo_bpm=(120, 120),
+    tempo_bpm=(125, 125),
     progressions={"major": ("I IV V vi",)},
     moods={"major": ("plain", "even")},
     parts=(
@@ -106,12 +106,26 @@ def test_every_instrument_of_a_score_plays(genre: str) -> None:
 
 
 @pytest.mark.parametrize("genre", GENRES)
-def test_a_beat_is_a_whole_number_of_frames_within_the_genres_tempi(genre: str) -> None:
+def test_parts_of_a_beat_are_whole_numbers_of_frames_within_the_genres_tempi(genre: str) -> None:
     slowest, fastest = GENRES[genre].tempo_bpm
-    beats_s = [write(GENRES[genre], seed).beat_s for seed in range(12)]
-    assert np.allclose(np.round(np.array(beats_s) / GRID_S), np.array(beats_s) / GRID_S)
-    assert all(slowest <= 60 / beat_s <= fastest for beat_s in beats_s)
-    assert len(set(beats_s)) >= 2
+    beats_s = np.array([write(GENRES[genre], seed).beat_s for seed in range(12)])
+    parts = beats_s / GENRES[genre].parts_per_beat / GRID_S
+    assert np.allclose(np.round(parts), parts)
+    assert np.all((slowest <= 60 / beats_s + 1e-9) & (60 / beats_s - 1e-9 <= fastest))
+
+
+def test_there_are_few_tempi_and_more_than_one_for_most_genres() -> None:
+    tempi = {name: {write(genre, seed).bpm for seed in range(16)} for name, genre in GENRES.items()}
+    assert 8 <= len(set().union(*tempi.values())) <= 16
+    assert [name for name, found in tempi.items() if len(found) == 1] == ["drum and bass"]
+
+
+@pytest.mark.parametrize("genre", [name for name, genre in GENRES.items() if genre.swing != (1, 0.0)])
+def test_a_swung_step_comes_late_by_whole_frames(genre: str) -> None:
+    score = write(dataclasses.replace(GENRES[genre], looseness_s=0.0))
+    starts_s = np.array([note.start_s for strokes in score.strokes.values() for note in strokes])
+    assert np.allclose(np.round(starts_s / GRID_S), starts_s / GRID_S, atol=1e-6)
+    assert not np.allclose(np.round(starts_s / score.step_s), starts_s / score.step_s)
 
 
 def test_players_are_loose_in_the_same_way_whenever_a_section_comes_back() -> None:

@@ -99,7 +99,7 @@ WALTZ = Genre(
 AMBIENT = Genre(
     name="ambient",
     noun="ambient piece",
-    tempo_bpm=(58, 76),
+    tempo_bpm=(57, 76),
     progressions={
         "major": ("Imaj7 IVmaj7 Imaj7 IVmaj7", "Iadd9 vi7 IVmaj7 Iadd9", "IVmaj7 Imaj7 ii7 vi7"),
         "minor": ("iadd9 VImaj7 iadd9 VImaj7", "i7 VII VImaj7 VImaj7", "iadd9 iv7 VImaj7 VII"),

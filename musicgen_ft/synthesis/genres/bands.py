@@ -113,7 +113,7 @@ REGGAE = Genre(
 ROCK = Genre(
     name="rock",
     noun="rock song",
-    tempo_bpm=(112, 148),
+    tempo_bpm=(107, 150),
     progressions={
         "minor": ("i VI III VII", "i VII VI VII", "i iv VI VII"),
         "major": ("I bVII IV I", "I V vi IV", "I IV V IV"),
@@ -164,7 +164,8 @@ ROCK = Genre(
 SWING_JAZZ = Genre(
     name="swing jazz",
     noun="swing jazz tune",
-    tempo_bpm=(132, 184),
+    tempo_bpm=(140, 184),
+    parts_per_beat=3,
     progressions={
         "major": ("ii7 V7 Imaj7 vi7", "Imaj7 vi7 ii7 V7", "Imaj7 IVmaj7 ii7 V7"),
         "minor": ("i7 iv7 V7 i7", "i7 VImaj7 iv7 V7"),

@@ -9,7 +9,7 @@ _OFFBEATS = "..x...x...x...x."
 TECHNO = Genre(
     name="techno",
     noun="techno track",
-    tempo_bpm=(125, 138),
+    tempo_bpm=(125, 150),
     progressions={"minor": ("i i i i", "i i VI VI", "i i i iv", "i i VII i")},
     moods={"minor": ("dark", "hypnotic", "driving", "relentless", "industrial", "mechanical")},
     parts=(
@@ -57,7 +57,7 @@ TECHNO = Genre(
 HOUSE = Genre(
     name="house",
     noun="house track",
-    tempo_bpm=(115, 125),
+    tempo_bpm=(107, 125),
     progressions={
         "minor": ("i7 iv7 VII7 IIImaj7", "i9 VImaj7 iv7 v7", "VImaj7 VII i7 i7"),
         "major": ("Imaj7 vi7 ii7 V7", "IVmaj7 iii7 vi7 vi7", "ii7 iii7 IVmaj7 V7"),
@@ -111,6 +111,7 @@ DRUM_AND_BASS = Genre(
     name="drum and bass",
     noun="drum and bass track",
     tempo_bpm=(162, 178),
+    parts_per_beat=2,
     progressions={"minor": ("i i VI VII", "i VI iv v", "i i iv VI", "VI VII i i")},
     moods={"minor": ("energetic", "intense", "futuristic", "urgent", "restless", "nocturnal")},
     parts=(
@@ -157,7 +158,7 @@ DRUM_AND_BASS = Genre(
 CHIPTUNE = Genre(
     name="chiptune",
     noun="chiptune",
-    tempo_bpm=(138, 166),
+    tempo_bpm=(125, 166),
     progressions={
         "major": ("I V vi IV", "I IV V V", "IV V iii vi"),
         "minor": ("i VI VII i", "i VII VI V", "VI VII i i"),
