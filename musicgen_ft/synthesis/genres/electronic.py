@@ -57,7 +57,7 @@ TECHNO = Genre(
 HOUSE = Genre(
     name="house",
     noun="house track",
-    tempo_bpm=(107, 125),
+    tempo_bpm=(118, 126),
     progressions={
         "minor": ("i7 iv7 VII7 IIImaj7", "i9 VImaj7 iv7 v7", "VImaj7 VII i7 i7"),
         "major": ("Imaj7 vi7 ii7 V7", "IVmaj7 iii7 vi7 vi7", "ii7 iii7 IVmaj7 V7"),
