@@ -68,7 +68,7 @@ def measure(
     """Bytes that are predicted and measured of one combination, in this process."""
     import torch
 
-    from musicgen_ft.config import FinetuneConfig
+    from musicgen_ft.config.finetune import FinetuneConfig
     from musicgen_ft.model.lm import LanguageModel
     from musicgen_ft.model.lora import choose_trained
     from musicgen_ft.shards.index import ShardIndex

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from musicgen_ft.cli import run_recipe
-from musicgen_ft.config import FinetuneConfig, InspectConfig, PrepareConfig
+from musicgen_ft.config.finetune import FinetuneConfig
+from musicgen_ft.config.inspect import InspectConfig
+from musicgen_ft.config.prepare import PrepareConfig
 from musicgen_ft.terminal import progress_bar
 
 if TYPE_CHECKING:

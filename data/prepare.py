@@ -13,7 +13,7 @@ at once, on machines that share the folders, work together.
 from typing import TYPE_CHECKING
 
 from musicgen_ft.cli import run_recipe
-from musicgen_ft.config import PrepareConfig
+from musicgen_ft.config.prepare import PrepareConfig
 from musicgen_ft.terminal import progress_bar
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ python data/synthesize.py --out corpus --genres techno --genres waltz
 """
 
 from musicgen_ft.cli import run_recipe
-from musicgen_ft.config import SynthesizeConfig
+from musicgen_ft.config.synthesize import SynthesizeConfig
 from musicgen_ft.terminal import progress_bar
 
 TRACKS_OF_A_WORKER = 32

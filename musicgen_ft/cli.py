@@ -21,7 +21,7 @@ from typing import Any, TypeVar, get_type_hints
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from musicgen_ft import __version__
-from musicgen_ft.config import config_path
+from musicgen_ft.config.shipped import config_path
 from musicgen_ft.errors import UserError
 
 COMMANDS = {

@@ -11,7 +11,11 @@ import yaml
 
 from musicgen_ft import __version__
 from musicgen_ft.cli import COMMANDS, main, parse, recipe_path, run_command, run_recipe
-from musicgen_ft.config import ExportConfig, FinetuneConfig, PrepareConfig, SampleConfig, SynthesizeConfig
+from musicgen_ft.config.export import ExportConfig
+from musicgen_ft.config.finetune import FinetuneConfig
+from musicgen_ft.config.prepare import PrepareConfig
+from musicgen_ft.config.sample import SampleConfig
+from musicgen_ft.config.synthesize import SynthesizeConfig
 from musicgen_ft.errors import UserError
 
 every_command = pytest.mark.parametrize("command", COMMANDS)
@@ -312,7 +316,7 @@ def test_a_fault_of_ours_escapes_with_its_traceback(error: Exception, monkeypatc
 def test_a_fault_of_ours_is_1(tmp_path: Path) -> None:
     recipe = tmp_path / "synthesize.py"
     recipe.write_text(
-        "from musicgen_ft.cli import run_recipe\nfrom musicgen_ft.config import SynthesizeConfig\n"
+        "from musicgen_ft.cli import run_recipe\nfrom musicgen_ft.config.synthesize import SynthesizeConfig\n"
         "run_recipe(SynthesizeConfig, lambda config: config.nothing)\n"
     )
     done = subprocess.run([sys.executable, recipe, "--out", "c"], capture_output=True, text=True, check=False)

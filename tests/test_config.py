@@ -4,30 +4,26 @@ import ast
 import dataclasses
 import inspect
 import shlex
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import yaml
 
-from musicgen_ft import config as config_module
 from musicgen_ft.cli import COMMANDS, parse
-from musicgen_ft.config import (
-    DemoConfig,
-    EvaluateConfig,
-    ExportConfig,
-    FinetuneConfig,
-    InspectConfig,
-    PlanConfig,
-    PrepareConfig,
-    SampleConfig,
-    ServeConfig,
-    SynthesizeConfig,
-    config_folder,
-    config_path,
-    to_plain,
-    write_yaml,
-)
+from musicgen_ft.config.demo import DemoConfig
+from musicgen_ft.config.evaluate import EvaluateConfig
+from musicgen_ft.config.export import ExportConfig
+from musicgen_ft.config.finetune import FinetuneConfig
+from musicgen_ft.config.inspect import InspectConfig
+from musicgen_ft.config.plain import to_plain, write_yaml
+from musicgen_ft.config.plan import PlanConfig
+from musicgen_ft.config.prepare import PrepareConfig
+from musicgen_ft.config.sample import SampleConfig
+from musicgen_ft.config.serve import ServeConfig
+from musicgen_ft.config.shipped import config_folder, config_path
+from musicgen_ft.config.synthesize import SynthesizeConfig
 from musicgen_ft.errors import UserError
 
 CLASSES: dict[str, type[Any]] = {
@@ -166,7 +162,7 @@ def test_a_config_is_frozen_and_keyword_only(command: str) -> None:
 
 @every_class
 def test_every_field_is_followed_by_its_docstring(command: str) -> None:
-    tree = ast.parse(inspect.getsource(config_module))
+    tree = ast.parse(inspect.getsource(sys.modules[CLASSES[command].__module__]))
     body = next(
         node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == CLASSES[command].__name__
     ).body

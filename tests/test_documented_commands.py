@@ -2,18 +2,20 @@
 
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 
-from musicgen_ft import config as configs
 from musicgen_ft.cli import COMMANDS, parse
 from musicgen_ft.generation.generator import Generator
 from musicgen_ft.generation.options import Request
 
 ROOT = Path(__file__).parents[1]
-CLASSES = {name: getattr(configs, f"{name.capitalize()}Config") for name in COMMANDS}
+CLASSES = {
+    name: getattr(import_module(f"musicgen_ft.config.{name}"), f"{name.capitalize()}Config") for name in COMMANDS
+}
 PLACES = ["README.md", "docs/*.md", "configs/*/*.yaml", "train/*.py", "data/*.py"]
 # At the start of a line or after a comment sign: a sentence that names a command is none.
 _SHOWN = re.compile(

@@ -123,7 +123,7 @@ def test_the_installed_wheel_is_what_runs_and_finds_its_files(
     run: Callable[..., "subprocess.CompletedProcess[str]"],
 ) -> None:
     program = (
-        "import musicgen_ft, musicgen_ft.cli as cli, musicgen_ft.config as config\n"
+        "import musicgen_ft, musicgen_ft.cli as cli, musicgen_ft.config.shipped as config\n"
         "print(musicgen_ft.__file__)\nprint(cli.recipe_path('finetune'))\nprint(config.config_path('finetune', 'demo'))"
     )
     places = run("python", "-c", program).stdout.splitlines()

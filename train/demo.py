@@ -19,7 +19,9 @@ from pathlib import Path
 
 from musicgen_ft.cli import run_recipe
 from musicgen_ft.commands import Commands
-from musicgen_ft.config import HELD_OUT_GENRES, DemoConfig, config_path
+from musicgen_ft.config.demo import DemoConfig
+from musicgen_ft.config.held_out import HELD_OUT_GENRES
+from musicgen_ft.config.shipped import config_path
 
 UNSEEN_SEED = 920_000
 """nano was made of seeds below 1000."""

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from musicgen_ft.cli import run_recipe
-from musicgen_ft.config import EvaluateConfig, FinetuneConfig, to_plain
+from musicgen_ft.config.evaluate import EvaluateConfig
+from musicgen_ft.config.finetune import FinetuneConfig
+from musicgen_ft.config.plain import to_plain
 from musicgen_ft.terminal import progress_bar, slug
 
 if TYPE_CHECKING:

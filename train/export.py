@@ -13,7 +13,8 @@ The folder appears only after its readers have opened it and given the same logi
 import dataclasses
 
 from musicgen_ft.cli import run_recipe
-from musicgen_ft.config import ExportConfig, to_plain
+from musicgen_ft.config.export import ExportConfig
+from musicgen_ft.config.plain import to_plain
 
 
 def main(config: ExportConfig) -> None:

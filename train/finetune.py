@@ -16,7 +16,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from musicgen_ft.cli import run_recipe
-from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.config.finetune import FinetuneConfig
 from musicgen_ft.errors import UserError
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from musicgen_ft.cli import run_command, run_recipe
-from musicgen_ft.config import NanoFinetuningConfig
+from musicgen_ft.config.nano_finetuning import NanoFinetuningConfig
 
 ARMS = {  # name -> (corpus, words for finetune)
     "beside old genres": ("mixed", ()),

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from musicgen_ft.cli import run_command, run_recipe
-from musicgen_ft.config import NanoJudgeConfig
+from musicgen_ft.config.nano_judge import NanoJudgeConfig
 from musicgen_ft.terminal import progress_bar
 
 

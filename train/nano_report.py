@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from musicgen_ft.cli import run_recipe
-from musicgen_ft.config import NanoReportConfig
+from musicgen_ft.config.nano_report import NanoReportConfig
 from musicgen_ft.terminal import progress_bar
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from musicgen_ft.cli import read_config, run_recipe
-from musicgen_ft.config import FinetuneConfig, PlanConfig
+from musicgen_ft.config.finetune import FinetuneConfig
+from musicgen_ft.config.plan import PlanConfig
 from musicgen_ft.errors import UserError
 
 if TYPE_CHECKING:

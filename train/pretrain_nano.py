@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from musicgen_ft.cli import run_command, run_recipe
-from musicgen_ft.config import PretrainNanoConfig
+from musicgen_ft.config.pretrain_nano import PretrainNanoConfig
 from musicgen_ft.terminal import progress_bar
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def pretrained_text_encoder(config: PretrainNanoConfig, corpus: Path) -> "TextEn
     from transformers import T5EncoderModel
 
     from musicgen_ft.cli import read_config
-    from musicgen_ft.config import FinetuneConfig
+    from musicgen_ft.config.finetune import FinetuneConfig
     from musicgen_ft.corpus.captions import caption_policy
     from musicgen_ft.files import atomic_folder
     from musicgen_ft.model.conditioning import TextEncoder

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from musicgen_ft.cli import run_recipe
-from musicgen_ft.config import SampleConfig, to_plain
+from musicgen_ft.config.plain import to_plain
+from musicgen_ft.config.sample import SampleConfig
 from musicgen_ft.terminal import progress_bar, slug
 
 if TYPE_CHECKING:

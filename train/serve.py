@@ -6,7 +6,7 @@ musicgen-ft serve nano --port 0
 """
 
 from musicgen_ft.cli import run_recipe
-from musicgen_ft.config import ServeConfig
+from musicgen_ft.config.serve import ServeConfig
 
 
 def main(config: ServeConfig) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.config.finetune import FinetuneConfig
 from musicgen_ft.corpus.labels import Labels, field_of
 from musicgen_ft.errors import UserError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from musicgen_ft.codec import Codec
-from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.config.finetune import FinetuneConfig
 from musicgen_ft.evaluation.figures import ModelFigures, OtherFigures
 from musicgen_ft.evaluation.forgetting import forgetting_ce, let_base_play
 from musicgen_ft.evaluation.likelihood import Likelihood, clips_of, likelihood, training_dtype

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from musicgen_ft.codec import Codec
-from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.config.finetune import FinetuneConfig
 from musicgen_ft.evaluation.likelihood import batch_sums
 from musicgen_ft.model.conditioning import TextEncoder
 from musicgen_ft.model.lm import LanguageModel

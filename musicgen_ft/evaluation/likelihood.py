@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from musicgen_ft.chroma import training_melody
-from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.config.finetune import FinetuneConfig
 from musicgen_ft.corpus.captions import caption_policy
 from musicgen_ft.model.conditioning import TextEncoder
 from musicgen_ft.model.lm import LanguageModel

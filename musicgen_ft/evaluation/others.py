@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from musicgen_ft.codec import Codec
-from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.config.finetune import FinetuneConfig
 from musicgen_ft.corpus.captions import caption_policy
 from musicgen_ft.evaluation.likelihood import Likelihood, clips_of, likelihood
 from musicgen_ft.evaluation.listening import Listener

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from musicgen_ft.checkpoint.base import Base, build_lm, open_base
 from musicgen_ft.checkpoint.card import FACTS_FILE
-from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.config.finetune import FinetuneConfig
 from musicgen_ft.errors import UserError
 from musicgen_ft.files import read_json
 from musicgen_ft.model.lm import LanguageModel

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from musicgen_ft.config import PrepareConfig, to_plain
+from musicgen_ft.config.plain import to_plain
+from musicgen_ft.config.prepare import PrepareConfig
 from musicgen_ft.corpus.assessment import Assessed, assess
 from musicgen_ft.corpus.scan import Record
 from musicgen_ft.corpus.survey import Survey

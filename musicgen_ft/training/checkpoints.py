@@ -14,7 +14,7 @@ import lightning
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.config.finetune import FinetuneConfig
 from musicgen_ft.devices import is_main_process
 from musicgen_ft.errors import UserError
 from musicgen_ft.files import atomic_path, forget, sync

@@ -1,6 +1,6 @@
 """The data of a run, by its config."""
 
-from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.config.finetune import FinetuneConfig
 from musicgen_ft.corpus.captions import caption_policy
 from musicgen_ft.errors import UserError
 from musicgen_ft.shards.index import ShardIndex

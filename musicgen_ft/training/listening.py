@@ -22,7 +22,7 @@ from tqdm import tqdm
 from musicgen_ft import __version__
 from musicgen_ft.audio import normalize_loudness, read, write_wav
 from musicgen_ft.codec import Codec
-from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.config.finetune import FinetuneConfig
 from musicgen_ft.errors import UserError
 from musicgen_ft.files import atomic_folder, write_json
 from musicgen_ft.generation.decode import Progress

@@ -12,7 +12,9 @@ from urllib.parse import urlparse
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from musicgen_ft.config import EvaluateConfig, FinetuneConfig, to_plain
+from musicgen_ft.config.evaluate import EvaluateConfig
+from musicgen_ft.config.finetune import FinetuneConfig
+from musicgen_ft.config.plain import to_plain
 from musicgen_ft.training import throughput
 
 logger = logging.getLogger(__name__)

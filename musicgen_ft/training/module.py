@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from musicgen_ft.chroma import MelodyStates, training_melody
-from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.config.finetune import FinetuneConfig
 from musicgen_ft.errors import UserError
 from musicgen_ft.model.conditioning import TextEncoder, TextStates
 from musicgen_ft.model.lm import LanguageModel

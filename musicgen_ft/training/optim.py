@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import ParamsT
 
-from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.config.finetune import FinetuneConfig
 from musicgen_ft.errors import UserError
 from musicgen_ft.low_bit import bitsandbytes
 

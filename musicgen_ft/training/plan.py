@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.config.finetune import FinetuneConfig
 from musicgen_ft.model.lm import LanguageModel, LMConfig
 from musicgen_ft.model.lora import choose_trained
 from musicgen_ft.training.flops import clip_flops

@@ -16,7 +16,8 @@ import yaml
 from safetensors import safe_open
 from torch import Tensor
 
-from musicgen_ft.config import FinetuneConfig, write_yaml
+from musicgen_ft.config.finetune import FinetuneConfig
+from musicgen_ft.config.plain import write_yaml
 from musicgen_ft.errors import UserError
 from musicgen_ft.files import atomic_folder, read_json, refuse_used, write_json
 from musicgen_ft.training import sharded

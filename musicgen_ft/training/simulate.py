@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.config.finetune import FinetuneConfig
 from musicgen_ft.model.conditioning import TextStates
 from musicgen_ft.model.lm import LanguageModel, LMConfig
 from musicgen_ft.model.lora import FrozenLinear, choose_trained

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from musicgen_ft.checkpoint.base import Base
-from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.config.finetune import FinetuneConfig
 from musicgen_ft.model.lora import adapter_spec, is_partial, merged
 from musicgen_ft.training.run import RunInfo, check_base
 from musicgen_ft.weights import from_files, state_sha256

@@ -11,7 +11,7 @@ import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.loggers import Logger
 
-from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.config.finetune import FinetuneConfig
 from musicgen_ft.devices import is_main_process
 from musicgen_ft.errors import UserError
 from musicgen_ft.shards.order import micro_batches_per_step

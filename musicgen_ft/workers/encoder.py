@@ -1,7 +1,7 @@
 """The encoder that a prepare config asks for."""
 
 from musicgen_ft.checkpoint.base import Base
-from musicgen_ft.config import PrepareConfig
+from musicgen_ft.config.prepare import PrepareConfig
 from musicgen_ft.devices import local_device
 from musicgen_ft.shards.encode import EncodeOptions, Encoder
 from musicgen_ft.stems import Separator

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from musicgen_ft.checkpoint.base import open_base
-from musicgen_ft.config import PrepareConfig
+from musicgen_ft.config.prepare import PrepareConfig
 from musicgen_ft.corpus.scan import Record
 from musicgen_ft.corpus.surveying import SurveyStore
 from musicgen_ft.errors import UserError

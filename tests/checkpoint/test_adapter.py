@@ -20,7 +20,7 @@ from musicgen_ft.checkpoint.adapter import (
 )
 from musicgen_ft.checkpoint.base import open_base
 from musicgen_ft.chroma import ChromaSpec
-from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.config.finetune import FinetuneConfig
 from musicgen_ft.errors import UserError
 from musicgen_ft.model.lm import LanguageModel
 from musicgen_ft.model.lora import adapter_spec, choose_trained

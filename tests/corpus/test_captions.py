@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from musicgen_ft.cli import parse
-from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.config.finetune import FinetuneConfig
 from musicgen_ft.corpus.captions import (
     CaptionPolicy,
     caption_policy,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from musicgen_ft.checkpoint.base import open_base
-from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.config.finetune import FinetuneConfig
 from musicgen_ft.corpus.labels import Labels
 from musicgen_ft.evaluation.forgetting import forgetting_ce, let_base_play
 from musicgen_ft.evaluation.likelihood import Likelihood, clips_of, likelihood, training_dtype

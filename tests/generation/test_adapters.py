@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.config.finetune import FinetuneConfig
 from musicgen_ft.errors import UserError
 from musicgen_ft.generation.adapters import AdapterMixer, blended, parse_adapters
 from musicgen_ft.generation.decode import Conditions, Engine, Piece

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.config.finetune import FinetuneConfig
 from musicgen_ft.errors import UserError
 from musicgen_ft.model.conditioning import TextStates
 from musicgen_ft.model.lm import LanguageModel

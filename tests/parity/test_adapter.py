@@ -22,7 +22,7 @@ from musicgen_ft.checkpoint.adapter import Adapter, load_adapter, read_adapter, 
 from musicgen_ft.checkpoint.base import open_base
 from musicgen_ft.checkpoint.names import State, adapter_pairs, from_ours, transformers_pairs
 from musicgen_ft.chroma import ChromaSpec, MelodyStates, generation_melody
-from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.config.finetune import FinetuneConfig
 from musicgen_ft.errors import UserError
 from musicgen_ft.model.lm import LanguageModel, LMConfig
 from musicgen_ft.model.lora import adapter_spec, choose_trained, merged

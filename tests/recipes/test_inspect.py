@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from musicgen_ft.cli import read_config
-from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.config.finetune import FinetuneConfig
 from musicgen_ft.corpus import surveying
 from musicgen_ft.corpus.captions import caption_policy
 from musicgen_ft.corpus.survey import survey

@@ -16,7 +16,7 @@ import torch
 
 from musicgen_ft.cli import parse
 from musicgen_ft.codec import Codec
-from musicgen_ft.config import NanoReportConfig
+from musicgen_ft.config.nano_report import NanoReportConfig
 from musicgen_ft.errors import UserError
 from musicgen_ft.evaluation.nano_card import BEGIN, END, write_card
 from musicgen_ft.evaluation.nano_summary import codebook_figures, figures, share, summary_lines

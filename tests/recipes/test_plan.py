@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from musicgen_ft.cli import parse
-from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.config.finetune import FinetuneConfig
 
 # What the fixture of conftest.py gives.
 Command = Callable[..., Any]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from musicgen_ft.codec import CodecSpec
-from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.config.finetune import FinetuneConfig
 from musicgen_ft.corpus.labels import Labels
 from musicgen_ft.model.conditioning import TextEncoder
 from musicgen_ft.model.lm import LanguageModel

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 from torch.amp.grad_scaler import GradScaler
 
-from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.config.finetune import FinetuneConfig
 from musicgen_ft.errors import UserError
 from musicgen_ft.training import checkpoints
 from musicgen_ft.training.checkpoints import (

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.config.finetune import FinetuneConfig
 from musicgen_ft.errors import UserError
 from musicgen_ft.shards.index import ShardIndex
 from musicgen_ft.training.data import build_data

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.config.finetune import FinetuneConfig
 from musicgen_ft.errors import UserError
 from musicgen_ft.training.early_stop import check_early_stop, stopped_early
 

@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from musicgen_ft.chroma import ChromaSpec, MelodyStates
-from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.config.finetune import FinetuneConfig
 from musicgen_ft.model.conditioning import TextStates
 from musicgen_ft.model.lm import LanguageModel
 from musicgen_ft.model.lora import choose_trained

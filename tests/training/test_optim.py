@@ -11,7 +11,7 @@ import torch
 from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
 from torch import nn
 
-from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.config.finetune import FinetuneConfig
 from musicgen_ft.errors import UserError
 from musicgen_ft.model.lm import LanguageModel
 from musicgen_ft.training.optim import build_optimizer, check_optimizer, parameter_groups, warmup_cosine

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.config.finetune import FinetuneConfig
 from musicgen_ft.model.lm import LMConfig
 from musicgen_ft.training.plan import (
     ADAPTER_LR,

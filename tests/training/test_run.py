@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.config.finetune import FinetuneConfig
 from musicgen_ft.errors import UserError
 from musicgen_ft.training.run import RunFolder, check_free, exported_weights, places, resumed_config
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.config.finetune import FinetuneConfig
 from musicgen_ft.model.conditioning import TextEncoder, TextStates
 from musicgen_ft.model.lm import LanguageModel
 from musicgen_ft.model.lora import choose_trained

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from musicgen_ft.config import config_folder
+from musicgen_ft.config.shipped import config_folder
 
 SCRIPT = config_folder() / "slurm" / "finetune.sbatch"
 

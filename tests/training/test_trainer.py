@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from musicgen_ft.config import FinetuneConfig
+from musicgen_ft.config.finetune import FinetuneConfig
 from musicgen_ft.errors import UserError
 from musicgen_ft.training.trainer import place, started
 
