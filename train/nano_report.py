@@ -300,6 +300,7 @@ def first_sounds(
             continue
         heard = hear_clip(of_caption.waveform, rate)
         tempo = "no steady beat" if heard.bpm is None else f"{heard.bpm:.0f} BPM"
+        key = "no clear key" if heard.key is None else heard.key.capitalize()
         sounds[clip.genre] = GenreSound(
             genre=clip.genre,
             caption=clip.labels.description,
@@ -310,7 +311,7 @@ def first_sounds(
             facts=(
                 f"{clip.labels.bpm} BPM · {clip.labels.key}",
                 f"log-mel distance {each.log_mel:.2f} · SI-SDR {each.si_sdr_db:.1f} dB",
-                f"heard as {judges[0].predict(of_caption.waveform, rate)} · {tempo} · {heard.key or 'no clear key'}",
+                f"heard as {judges[0].predict(of_caption.waveform, rate)} · {tempo} · {key}",
             ),
         )
     return list(sounds.values())

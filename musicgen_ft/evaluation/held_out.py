@@ -17,8 +17,8 @@ from musicgen_ft.synthesis.render import render_track
 RENDER_RATE = 44_100
 """Hz; as ``synthesize`` writes its files."""
 LEAD_IN = 0.5
-"""A clip begins within this share of its length from the track's beginning, on the grid of codes as crops in training
-do: intros and middles."""
+"""A clip begins within this share of its length from the track's beginning, on the grid of codes, as crops of longer
+tracks do: intros and middles. Of tracks as long as a segment, training has the beginning alone."""
 _TRACKS_OF_A_GENRE = 10_000
 
 
