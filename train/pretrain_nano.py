@@ -3,7 +3,7 @@
 python train/pretrain_nano.py --out nano-work
 python train/pretrain_nano.py --out nano-work --tracks 2000 --max_steps 20000
 
-About two hours of 2 CPU cores: 77 minutes, and 31 to 43 for the codec. Told to stop, run it again: parts that are done
+About two hours of 2 CPU cores: 77 minutes seen in one go, and 31 to 43 for the codec. Told to stop, run it again: parts that are done
 stay, the language model goes on from its last checkpoint.
 """
 

@@ -172,7 +172,7 @@ def _start_s(bar: Bar, step: int, genre: Genre, feel: _Feel, step_s: float) -> f
     pair, inside = divmod(bar.number * genre.steps_per_bar + step, 2 * unit)
     share = inside * (1 + late) if inside <= unit else 2 * unit - (2 * unit - inside) * (1 - late)
     start_s = (pair * 2 * unit + share) * step_s
-    if late:
+    if late:  # a share of a step lies between frames; the even steps are on them already
         start_s = GRID_S * math.floor(start_s / GRID_S + 0.5 + _ROUNDING)
     return max(0.0, start_s + float(feel.late_s[step]))
 

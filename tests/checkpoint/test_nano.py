@@ -41,8 +41,8 @@ def test_nano_knows_music_and_its_words(nano_codec: Codec, text_encoder: TextEnc
     with_own, with_other = (
         caption_loss(lm, text_encoder, codes, captions, batch_size=4) for captions in (own, own[1:] + own[:1])
     )
-    assert with_own[0] < 0.45 * np.log(256)  # of codebook 1: measured 0.41; guesses without knowledge lie at log(256)
-    assert with_own[0] < with_other[0] - 0.05  # measured 0.09
+    assert with_own[0] < 0.37 * np.log(256)  # of codebook 1: measured 0.33; guesses without knowledge lie at log(256)
+    assert with_own[0] < with_other[0] - 0.07  # measured 0.09
 
 
 def test_different_sounds_have_different_codes(nano_codec: Codec) -> None:
