@@ -3,8 +3,8 @@
 python train/pretrain_nano.py --out nano-work
 python train/pretrain_nano.py --out nano-work --tracks 2000 --max_steps 20000
 
-About two hours of 2 CPU cores: 77 minutes seen in one go, and 31 to 43 for the codec. Told to stop, run it again: parts that are done
-stay, the language model goes on from its last checkpoint.
+About two hours of 2 CPU cores, by the sum of its parts: 31 to 43 minutes for the codec, 77 for the rest. Told to stop,
+run it again: parts that are done stay, the language model goes on from its last checkpoint.
 """
 
 import shutil
