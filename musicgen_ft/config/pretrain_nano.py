@@ -24,7 +24,7 @@ class PretrainNanoConfig:
     """Seconds of each track."""
     codec_tracks: int = 500
     """Tracks that the codec learns from."""
-    codec_steps: int = 6000
+    codec_steps: int = 5000
     """Optimizer steps of the codec."""
     text_steps: int = 1500
     """Optimizer steps of the text encoder."""
