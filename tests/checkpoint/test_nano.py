@@ -35,14 +35,14 @@ def test_nano_knows_music_and_its_words(nano_codec: Codec, text_encoder: TextEnc
         genres, seed=990_000, clips=1, duration_s=5.0, sample_rate=16_000, channels=1, progress=lambda: None
     )
     back = [reconstruct(nano_codec, torch.from_numpy(clip.waveform)) for clip in clips]
-    assert np.mean([each.si_sdr_db for each in back]) > 4  # measured 5.6
+    assert np.mean([each.si_sdr_db for each in back]) > 4  # measured 4.9
     own = [clip.labels.description for clip in clips]
     lm, codes = open_base("nano").lm(), [each.codes for each in back]
     with_own, with_other = (
         caption_loss(lm, text_encoder, codes, captions, batch_size=4) for captions in (own, own[1:] + own[:1])
     )
-    assert with_own[0] < 0.37 * np.log(256)  # of codebook 1: measured 0.33; guesses without knowledge lie at log(256)
-    assert with_own[0] < with_other[0] - 0.07  # measured 0.09
+    assert with_own[0] < 0.37 * np.log(256)  # of codebook 1: measured 0.34; guesses without knowledge lie at log(256)
+    assert with_own[0] < with_other[0] - 0.1  # measured 0.13
 
 
 def test_different_sounds_have_different_codes(nano_codec: Codec) -> None:
