@@ -4,8 +4,8 @@ python train/nano_finetuning.py --out nano-finetuning
 python train/nano_finetuning.py --out nano-finetuning --genre reggae --base nano-work/nano
 
 Beside a little of the others, by all weights and by adapters; alone; and once more beside the others with captions that
-have changed places, from which no prompt can be learned: the genre is then played whatever the prompt. What is heard is
-the last step of each: the held-out loss turns earlier, while the share of the genre still grows.
+have changed places, from which no prompt can be learned: the genre is then played to prompts of others, too. What is
+heard is the last step of each: the held-out loss turns earlier, while the share of the genre still grows.
 """
 
 import json

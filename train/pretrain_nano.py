@@ -3,8 +3,8 @@
 python train/pretrain_nano.py --out nano-work
 python train/pretrain_nano.py --out nano-work --tracks 2000 --max_steps 20000
 
-101 minutes of 2 CPU cores: corpus 8, codec 27, text encoder 2, shards 13, language model 51. Told to stop, run it again:
-parts that are done stay, the language model goes on from its last checkpoint.
+101 minutes of 2 CPU cores: corpus 8, codec 27, text encoder 2, shards 13, language model 51. Told to stop, run it
+again: parts that are done stay, the language model goes on from its last checkpoint.
 """
 
 import shutil

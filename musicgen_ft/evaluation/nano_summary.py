@@ -76,8 +76,8 @@ def finetuning_verdict(finetuning: Report) -> str:
     return (
         f"Wanted: {finetuning['genre']} from at most {share(MAX_NEW_BEFORE)} to at least {share(MIN_NEW_AFTER)}, and "
         f"at most {share(MAX_OLD_LOST)} less of the old genres. With captions shuffled among the tracks no prompt can "
-        f"be learned: {finetuning['genre']} is then played whatever the prompt, where old genres are prompted as "
-        f"often. {finetuning['pieces']} pieces each, of the genre and of the old ones."
+        f"be learned: {finetuning['genre']} is then played to prompts of old genres, too. {finetuning['pieces']} "
+        f"pieces each, of the genre and of the old ones."
     )
 
 
