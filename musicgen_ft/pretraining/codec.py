@@ -26,7 +26,7 @@ _QUIET = 1e-3
 class CodecTraining:
     """How the codec is trained."""
 
-    max_steps: int = 5000
+    max_steps: int
     """Optimizer steps."""
     batch_size: int = 8
     """Clips of a step."""

@@ -22,7 +22,7 @@ from musicgen_ft.pretraining.codec import round_to_half
 class TextTraining:
     """How the text encoder is trained."""
 
-    max_steps: int = 2000
+    max_steps: int
     """Optimizer steps."""
     batch_size: int = 64
     """Captions of a step."""
