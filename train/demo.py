@@ -35,6 +35,7 @@ AS_MADE = ("--duplicates", "keep", "--auto_labels", "false", "--codec_check_s", 
 
 def main(config: DemoConfig) -> None:
     """Runs the other recipes one after the other, as a user would, and says what they made."""
+    from musicgen_ft.checkpoint.base import open_base
     from musicgen_ft.corpus.scan import scan_corpus
     from musicgen_ft.devices import bf16_words
     from musicgen_ft.files import refuse_used
@@ -44,8 +45,9 @@ def main(config: DemoConfig) -> None:
     config_path("finetune", config.finetune_config)
     refuse_used(config.out)
     find_genre(config.genre)
+    open_base(config.base)  # its mistakes show before anything is made, as those of a corpus do
     if config.corpus is not None:
-        scan_corpus(config.corpus)  # its mistakes show before anything is made
+        scan_corpus(config.corpus)
     config.out.mkdir(parents=True, exist_ok=True)
     commands = Commands()
     corpus = config.corpus or config.out / "corpus"

@@ -25,6 +25,7 @@ ARMS = {  # name -> (corpus, words for finetune)
 
 def main(config: NanoFinetuningConfig) -> None:
     """Makes the corpora, fine-tunes each arm, evaluates it on unseen tracks of the genre and of the others."""
+    from musicgen_ft.checkpoint.base import open_base
     from musicgen_ft.evaluation.nano_summary import FINETUNING_FILE, finetuning_lines, finetuning_verdict
     from musicgen_ft.files import refuse_used, write_json
     from musicgen_ft.synthesis.genres import find_genre, genres_but
@@ -32,6 +33,7 @@ def main(config: NanoFinetuningConfig) -> None:
     find_genre(config.genre)
     known = [genre for genre in genres_but(config.held_out) if genre != config.genre]
     refuse_used(config.out)
+    open_base(config.base)  # its mistakes show before anything is made
     config.out.mkdir(parents=True, exist_ok=True)
     make_corpora(config, known)
     rows = {}

@@ -42,6 +42,13 @@ def test_a_genre_that_is_not_known_is_told_before_anything_is_made(tmp_path: Pat
     assert not (tmp_path / "demo").exists()
 
 
+def test_a_base_that_is_not_there_is_told_before_anything_is_made(tmp_path: Path, command: Command) -> None:
+    done = command("demo", "--out", tmp_path / "demo", "--base", "nope")
+    assert done.status == 2
+    assert done.err.startswith("musicgen-ft demo: base nope: no such folder")
+    assert not (tmp_path / "demo").exists()
+
+
 def test_pieces_too_short_for_the_judge_are_told_before_anything_is_made(tmp_path: Path, command: Command) -> None:
     done = command("demo", "--out", tmp_path / "demo", "--duration_s", 0.5)
     assert done.status == 2
